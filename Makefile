@@ -1,0 +1,42 @@
+# The product from a fresh clone: each target makes .venv when it is missing or out of date, and then does its job.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help train test space lint format browser clean
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --editable ".[dev]"
+	touch $@
+
+train: $(VENV)/.installed ## train on the embedded digits (about two minutes on two CPU cores) into outputs/digits
+	$(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no training/train.py $(ARGS)
+
+test: $(VENV)/.installed browser ## run every test
+	$(BIN)/python -m pytest $(ARGS)
+
+space: $(VENV)/.installed ## serve the web demo of outputs/digits
+	$(BIN)/python space/app.py
+
+lint: $(VENV)/.installed ## check style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/.installed ## mend style and formatting
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# The browser that the tests drive: the system's, or Debian's package where we may install it, or Playwright's own.
+browser: $(VENV)/.installed
+	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || \
+	{ [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && apt-get install -y -qq chromium; } || \
+	$(BIN)/playwright install chromium
+
+clean: ## remove .venv and caches, never outputs/
+	rm -rf $(VENV) .pytest_cache .ruff_cache

@@ -1,0 +1,26 @@
+"""ddpm_hub: denoising diffusion probabilistic models for the Hugging Face world.
+
+Names are imported when they are first used, so `import ddpm_hub` costs nothing and has no side effect.
+"""
+
+import importlib
+
+__version__ = "0.1.0"
+
+_MODULE_OF = {
+    "DDPMHubScheduler": "scheduling_ddpm_hub",
+    "DDPMHubPipeline": "pipeline_ddpm_hub",
+    "DDPMHubState": "pipeline_ddpm_hub",
+}
+
+__all__ = ["__version__", *_MODULE_OF]
+
+
+def __getattr__(name: str):
+    if name in _MODULE_OF:
+        return getattr(importlib.import_module(f".{_MODULE_OF[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,286 @@
+"""`DDPMHubPipeline`: sampling with a `UNet2DModel` and a `DDPMHubScheduler`, loading, and saving.
+
+This file is copied beside every model that is published, so that `DiffusionPipeline.from_pretrained(...,
+trust_remote_code=True)` works where this package is not installed. It imports its two siblings, torch, numpy, PIL and
+diffusers.
+"""
+
+import copy
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline, UNet2DModel
+from diffusers import __version__ as diffusers_version
+from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
+from diffusers.utils.torch_utils import randn_tensor
+from PIL import Image
+
+from .ddpm_equations import denormalize
+from .scheduling_ddpm_hub import DDPMHubScheduler
+
+OUTPUT_TYPES = ("pil", "np", "pt")
+
+# Which source files a saved folder carries, and where diffusers' loader looks for them: a component's file in the
+# component's folder, the pipeline's at the root, and beside each what it imports.
+CODE_FILES = {
+    "": ("pipeline_ddpm_hub.py", "scheduling_ddpm_hub.py", "ddpm_equations.py"),
+    "scheduler": ("scheduling_ddpm_hub.py", "ddpm_equations.py"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class DDPMHubState:
+    """What sampling knows after one reverse step.
+
+    Attributes:
+        step (`int`): 0…n−1, the number of the step that was just taken.
+        timestep (`int`): t, the timestep (0…T−1) at which the network was called.
+        sample (`torch.Tensor`, float32, shape (B, C, H, W)): x_s, the state that the step led to; after the last step
+            it is the result.
+        pred_original_sample (`torch.Tensor`, like `sample`): x̂_0, what the network took x_t to be a noisy version of.
+    """
+
+    step: int
+    timestep: int
+    sample: torch.Tensor
+    pred_original_sample: torch.Tensor
+
+
+class DDPMHubPipeline(DiffusionPipeline):
+    """Draws images from a DDPM: Ho, Jain, Abbeel (2020), arXiv:2006.11239, algorithm 2.
+
+    A class-conditional network has one embedding more than there are classes: the last one is the null class, which
+    stands for "no class given" and is what `class_labels=None` samples from.
+
+    Args:
+        unet (`UNet2DModel`): predicts ε, x_0 or v, as the scheduler's `prediction_type` says.
+        scheduler (`DDPMHubScheduler`): the noise schedule and the reverse step. Calls work on copies, so one pipeline
+            can serve several threads.
+        id2label (`dict`, *optional*): the name of each class, by its number (`{0: "zero", …}`).
+    """
+
+    model_cpu_offload_seq = "unet"
+
+    def __init__(self, unet: UNet2DModel, scheduler: DDPMHubScheduler, id2label: dict | None = None):
+        super().__init__()
+        self.register_modules(unet=unet, scheduler=scheduler)
+        # JSON has no integer keys.
+        self.register_to_config(id2label={str(k): v for k, v in id2label.items()} if id2label else None)
+
+    @property
+    def num_classes(self) -> int | None:
+        """The number of classes that can be asked for; `None` for an unconditional model."""
+        embeddings = self.unet.config.num_class_embeds
+        return None if embeddings is None else embeddings - 1
+
+    @property
+    def id2label(self) -> dict[int, str]:
+        """The name of each class; its number, where the model has no names; empty for an unconditional model."""
+        names = self.config.id2label or {}
+        return {k: names.get(str(k), str(k)) for k in range(self.num_classes or 0)}
+
+    # --- Sampling ---
+
+    def __call__(
+        self,
+        batch_size: int | None = None,
+        class_labels: int | list[int] | torch.Tensor | None = None,
+        num_inference_steps: int | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+    ) -> ImagePipelineOutput | tuple:
+        """Draws images.
+
+        Args:
+            batch_size (`int`, *optional*): how many; by default one per class label, or 1.
+            class_labels (`int`, `list[int]` or `torch.Tensor` of shape (B,), *optional*): the class of each image, from
+                0 to `num_classes` − 1; one number asks for the same class throughout; `None` leaves it open.
+            num_inference_steps (`int`, *optional*): n, from 1 to T; by default T, every step that was trained.
+            generator (`torch.Generator` or a list of B, *optional*): the source of all noise. With a list, image i
+                depends on generator i alone and not on the batch around it (up to the network's rounding).
+            output_type (`str`, defaults to `"pil"`): `pil` (a list of `PIL.Image`), `np` (`numpy.ndarray` of float32 in
+                [0, 1], shape (B, H, W, C)) or `pt` (`torch.Tensor` of float32 in [0, 1], shape (B, C, H, W)).
+            return_dict (`bool`, defaults to `True`): an `ImagePipelineOutput`, or the tuple `(images,)`.
+
+        Raises:
+            ValueError: for an argument outside its range, before the network is called.
+        """
+        self._check_output_type(output_type)
+        states = self.stream(batch_size, class_labels, num_inference_steps, generator)
+        with self.progress_bar(total=num_inference_steps or len(self.scheduler)) as progress:
+            for state in states:
+                progress.update()
+        images = self.decode(state.sample, output_type)
+        return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def stream(
+        self,
+        batch_size: int | None = None,
+        class_labels: int | list[int] | torch.Tensor | None = None,
+        num_inference_steps: int | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+    ) -> Iterator[DDPMHubState]:
+        """Draws images step by step: a generator of [`DDPMHubState`], one after each of the n reverse steps.
+
+        The arguments are those of [`__call__`] and are checked at once, not at the first `next`. Nothing is computed
+        ahead: a generator that is closed has done no more work than was asked of it. [`decode`] makes images of a state.
+        """
+        labels, batch_size = self._check_labels(class_labels, batch_size)
+        if isinstance(generator, list) and len(generator) != batch_size:
+            raise ValueError(
+                f"`generator` has {len(generator)} entries for a batch of {batch_size}; pass one, or one per image."
+            )
+        scheduler = copy.copy(self.scheduler)  # set_timesteps must not disturb another call on this pipeline
+        scheduler.set_timesteps(len(scheduler) if num_inference_steps is None else num_inference_steps)
+        return self._stream(scheduler, labels, batch_size, generator)
+
+    @torch.no_grad()
+    def _stream(self, scheduler, labels, batch_size, generator) -> Iterator[DDPMHubState]:
+        device, size = self._execution_device, self.unet.config.sample_size
+        height, width = (size, size) if isinstance(size, int) else size
+        shape = (batch_size, self.unet.config.in_channels, height, width)
+        # The state stays float32 whatever the network's precision.
+        sample = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
+        labels = None if labels is None else labels.to(device)
+        for step, timestep in enumerate(scheduler.timesteps.tolist()):
+            output = self.unet(sample.to(self.unet.dtype), timestep, class_labels=labels, return_dict=False)[0]
+            sample, pred_original = scheduler.step(output, timestep, sample, generator=generator, return_dict=False)
+            yield DDPMHubState(step, timestep, sample, pred_original)
+
+    def decode(self, sample: torch.Tensor, output_type: str = "pil") -> list[Image.Image] | np.ndarray | torch.Tensor:
+        """Turns samples of shape (B, C, H, W) in [−1, 1] into images; `output_type` as in [`__call__`]."""
+        self._check_output_type(output_type)
+        if output_type == "pil":
+            pixels = denormalize(sample).permute(0, 2, 3, 1).cpu().numpy()
+            return [Image.fromarray(p.squeeze(-1) if p.shape[-1] == 1 else p) for p in pixels]
+        images = (sample.to(torch.float32) / 2 + 0.5).clamp(0, 1)
+        return images if output_type == "pt" else images.permute(0, 2, 3, 1).cpu().numpy()
+
+    def _check_output_type(self, output_type: str) -> None:
+        if output_type not in OUTPUT_TYPES:
+            raise ValueError(
+                f"`output_type` is {output_type!r}; it must be one of {', '.join(map(repr, OUTPUT_TYPES))}."
+            )
+        channels = self.unet.config.out_channels
+        if output_type == "pil" and channels not in (1, 3, 4):
+            raise ValueError(
+                f"`output_type` is 'pil', but the model has {channels} channels and PIL holds 1, 3 or 4; use 'np' or 'pt'."
+            )
+
+    def _check_labels(self, class_labels, batch_size) -> tuple[torch.Tensor | None, int]:
+        """The labels as a tensor of shape (B,), or `None` for an unconditional network; and B."""
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"`batch_size` is {batch_size}; it must be at least 1.")
+        num_classes = self.num_classes
+        if class_labels is None:
+            batch_size = 1 if batch_size is None else batch_size
+            return (None if num_classes is None else torch.full((batch_size,), num_classes)), batch_size
+        if num_classes is None:
+            raise ValueError("`class_labels` was given, but this model is unconditional; leave it out.")
+        labels = torch.as_tensor(class_labels)
+        if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool or labels.ndim > 1:
+            raise ValueError(f"`class_labels` is {class_labels!r}; it must be an integer or a flat list of integers.")
+        labels = labels.long()
+        if labels.ndim == 0:
+            labels = labels.expand(1 if batch_size is None else batch_size)
+        batch_size = len(labels) if batch_size is None else batch_size
+        if len(labels) != batch_size:
+            raise ValueError(
+                f"`class_labels` has {len(labels)} entries for `batch_size` = {batch_size}; pass one per image."
+            )
+        wrong = [label for label in labels.tolist() if not 0 <= label < num_classes]
+        if wrong:
+            raise ValueError(f"`class_labels` contains {wrong[0]}; the classes are 0 to {num_classes - 1}.")
+        return labels, batch_size
+
+    # --- Loading and saving ---
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike,
+        *,
+        torch_dtype: torch.dtype | None = None,
+        variant: str | None = None,
+        unet: UNet2DModel | None = None,
+        scheduler: DDPMHubScheduler | None = None,
+        **hub_kwargs,
+    ) -> "DDPMHubPipeline":
+        """Loads a folder or a Hub repository with the classes of this module; no code from the repository is run.
+
+        Weights are read from safetensors alone. A folder that plain diffusers saved (`DDPMPipeline`) loads as well.
+
+        Args:
+            pretrained_model_name_or_path (`str` or `os.PathLike`): a local folder, or `user/name` on the Hub.
+            torch_dtype (`torch.dtype`, *optional*): the network's precision.
+            variant (`str`, *optional*): loads `diffusion_pytorch_model.<variant>.safetensors`.
+            unet, scheduler (*optional*): components to take in place of the stored ones.
+            hub_kwargs: `revision`, `token`, `cache_dir`, `local_files_only`, `force_download`, as in diffusers.
+
+        Raises:
+            FileNotFoundError: if a local folder holds no model or no weights.
+        """
+        path = pretrained_model_name_or_path
+        allowed = {"revision", "token", "cache_dir", "local_files_only", "force_download"}
+        if unknown := sorted(set(hub_kwargs) - allowed):
+            raise TypeError(f"from_pretrained() got unexpected arguments: {', '.join(unknown)}.")
+        if Path(path).is_dir():
+            _check_folder(Path(path), needs_weights=unet is None)
+        config = cls.load_config(path, **hub_kwargs)
+        if unet is None:
+            unet = UNet2DModel.from_pretrained(
+                path, subfolder="unet", torch_dtype=torch_dtype, variant=variant, use_safetensors=True, **hub_kwargs
+            )
+        if scheduler is None:
+            scheduler = DDPMHubScheduler.from_pretrained(path, subfolder="scheduler", **hub_kwargs)
+        return cls(unet=unet.eval(), scheduler=scheduler, id2label=config.get("id2label"))
+
+    def save_config(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> None:
+        """Writes `model_index.json` and the source files, the last act of `save_pretrained` and of `push_to_hub`.
+
+        diffusers' own method copies no source file and names modules of this machine; this one writes the layout that
+        its loader asks for, so the folder loads with this package, and without it by `trust_remote_code=True`.
+        `model_index.json` appears whole and last: an interrupted save is never taken for a finished one.
+        """
+        folder = Path(save_directory)
+        index = {"_class_name": ["pipeline_ddpm_hub", "DDPMHubPipeline"], "_diffusers_version": diffusers_version}
+        for name, component in sorted(self.components.items()):
+            cls = type(component)
+            own = cls.__module__.rpartition(".")[2] == "scheduling_ddpm_hub"
+            index[name] = ["scheduling_ddpm_hub" if own else "diffusers", cls.__name__]
+            if own:
+                _copy_code(name, folder)
+        _copy_code("", folder)
+        if self.config.id2label:
+            index["id2label"] = self.config.id2label
+        partial = folder / "model_index.json.partial"
+        partial.write_text(json.dumps(index, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        partial.replace(folder / "model_index.json")
+        if push_to_hub:
+            self.push_to_hub(kwargs.pop("repo_id", folder.name), **kwargs)
+
+
+def _copy_code(subfolder: str, folder: Path) -> None:
+    for name in CODE_FILES[subfolder]:
+        shutil.copyfile(Path(__file__).with_name(name), folder / subfolder / name)
+
+
+def _check_folder(folder: Path, needs_weights: bool) -> None:
+    """Says what a local folder lacks, before anything is loaded."""
+    if not (folder / "model_index.json").is_file():
+        raise FileNotFoundError(
+            f"`pretrained_model_name_or_path` is {str(folder)!r}, which holds no model_index.json: it is no saved "
+            f"pipeline. Pass the output folder of a training run."
+        )
+    if needs_weights and not list((folder / "unet").glob("*.safetensors")):
+        raise FileNotFoundError(
+            f"`pretrained_model_name_or_path` is {str(folder)!r}, which has no weights (unet/*.safetensors). Train the "
+            f"model again, or copy the folder whole."
+        )

@@ -1,0 +1,75 @@
+"""Shared parts of the tests: tiny real networks, and processes that are started as a user starts them."""
+
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import UNet2DModel
+
+from ddpm_hub import DDPMHubPipeline, DDPMHubScheduler
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def make_unet(channels: int = 1, num_class_embeds: int | None = 4, size=8) -> UNet2DModel:
+    """A real U-Net of two levels and random weights, the same ones at each call."""
+    torch.manual_seed(0)
+    return UNet2DModel(
+        sample_size=size,
+        in_channels=channels,
+        out_channels=channels,
+        layers_per_block=1,
+        block_out_channels=(8, 16),
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+        norm_num_groups=4,
+        num_class_embeds=num_class_embeds,
+    ).eval()
+
+
+def make_pipeline(**kwargs) -> DDPMHubPipeline:
+    """A pipeline around [`make_unet`] with three classes."""
+    names = {0: "zero", 1: "one", 2: "two"} if kwargs.get("num_class_embeds", 4) else None
+    pipeline = DDPMHubPipeline(make_unet(**kwargs), DDPMHubScheduler(timestep_spacing="trailing"), id2label=names)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def seeds(*numbers: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(number) for number in numbers]
+
+
+def run_python(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    """Runs this interpreter in a fresh process, in the repository's folder."""
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=REPOSITORY,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="session")
+def default_run(tmp_path_factory) -> Path:
+    """The output folder of the default training run, started as `make train` starts it."""
+    folder = tmp_path_factory.mktemp("runs") / "digits"
+    command = Path(sys.executable).with_name("accelerate")
+    result = run_python(str(command), "launch", "training/train.py", "--output_dir", str(folder))
+    assert result.returncode == 0, result.stderr
+    (folder / "stdout.txt").write_text(result.stdout, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def quiet_schedule():
+    """For schedules that are short on purpose: silences the scheduler's warning about ᾱ_T, and no other."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="ᾱ_T = ")
+        yield

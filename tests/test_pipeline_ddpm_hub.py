@@ -1,0 +1,265 @@
+"""The pipeline with a tiny real U-Net: what it draws, what it refuses, how it is saved and loaded."""
+
+import json
+import threading
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_pipeline, make_unet, run_python, seeds
+from diffusers import DDPMPipeline, DDPMScheduler, DiffusionPipeline
+from PIL import Image
+
+from ddpm_hub import DDPMHubPipeline, DDPMHubScheduler, DDPMHubState
+
+# The network adds and multiplies in another order for another batch size; each of 5 steps passes on what came before.
+# 1e-5 is 0.0013 of a pixel's step of 1/127.5 in [−1, 1].
+ROUNDING = 1e-5
+
+
+def drawn(pipeline, **kwargs) -> torch.Tensor:
+    kwargs = {"num_inference_steps": 5, "output_type": "pt"} | kwargs
+    return pipeline(**kwargs).images
+
+
+class TestCall:
+    def test_the_same_seed_gives_the_same_image(self):
+        pipeline = make_pipeline()
+        first, second, other = (drawn(pipeline, generator=torch.Generator().manual_seed(s)) for s in (1, 1, 2))
+        assert torch.equal(first, second)
+        assert not torch.equal(first, other)
+
+    def test_an_image_does_not_depend_on_the_batch_around_it(self):
+        pipeline = make_pipeline()
+        together = drawn(pipeline, class_labels=[0, 1, 2, 1], generator=seeds(3, 4, 5, 6))
+        for i, (label, seed) in enumerate(((0, 3), (1, 4), (2, 5), (1, 6))):
+            alone = drawn(pipeline, class_labels=[label], generator=seeds(seed))
+            torch.testing.assert_close(together[i : i + 1], alone, rtol=0, atol=ROUNDING)
+
+    def test_the_class_matters(self):
+        pipeline = make_pipeline()
+        images = [drawn(pipeline, class_labels=c, generator=torch.Generator().manual_seed(0)) for c in (0, 1, None)]
+        assert not torch.equal(images[0], images[1])
+        assert not torch.equal(images[0], images[2])
+
+    def test_no_label_means_the_null_class(self):
+        pipeline, asked = make_pipeline(), []
+        hook = pipeline.unet.register_forward_pre_hook(
+            lambda _, a, k: asked.append(k["class_labels"]), with_kwargs=True
+        )
+        drawn(pipeline, batch_size=2, num_inference_steps=1)
+        hook.remove()
+        assert [labels.tolist() for labels in asked] == [[3, 3]]
+
+    @pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB"), (4, "RGBA")])
+    def test_output_types_agree(self, channels, mode):
+        pipeline = make_pipeline(channels=channels)
+        images = {kind: drawn(pipeline, batch_size=2, output_type=kind, generator=seeds(1, 2)) for kind in ("pt", "np")}
+        pictures = drawn(pipeline, batch_size=2, output_type="pil", generator=seeds(1, 2))
+        assert images["pt"].shape == (2, channels, 8, 8)
+        assert images["pt"].dtype == torch.float32
+        assert 0 <= images["pt"].min() <= images["pt"].max() <= 1
+        np.testing.assert_array_equal(images["pt"].permute(0, 2, 3, 1).numpy(), images["np"])
+        for picture, values in zip(pictures, images["np"], strict=True):
+            assert isinstance(picture, Image.Image)
+            assert picture.mode == mode
+            # Half a pixel of rounding, and float32's in x/2 + 1/2.
+            assert np.abs(np.asarray(picture).reshape(8, 8, channels) - values * 255).max() <= 0.5 + 1e-4
+
+    def test_return_dict_and_defaults(self):
+        pipeline = make_pipeline()
+        (images,) = pipeline(num_inference_steps=1, return_dict=False)
+        assert len(images) == 1
+        assert len(drawn(pipeline, class_labels=[0, 1, 2])) == 3
+        assert len(drawn(pipeline, class_labels=1, batch_size=2)) == 2
+
+    def test_all_the_trained_steps_are_the_default(self):
+        pipeline = make_pipeline()
+        assert sum(1 for _ in pipeline.stream()) == 1000
+
+    def test_the_progress_bar_is_that_of_diffusers(self, capsys):
+        pipeline = make_pipeline()
+        pipeline.set_progress_bar_config(disable=False)
+        drawn(pipeline)
+        assert "5/5" in capsys.readouterr().err
+
+    def test_sizes_that_are_not_square(self):
+        assert drawn(make_pipeline(size=(8, 12)), batch_size=2).shape == (2, 1, 8, 12)
+
+    def test_a_network_in_low_precision_keeps_float32_states(self):
+        pipeline = make_pipeline().to(torch.bfloat16)
+        states = list(pipeline.stream(num_inference_steps=3, generator=seeds(0)))
+        assert {state.sample.dtype for state in states} == {torch.float32}
+        assert states[-1].sample.isfinite().all()
+
+
+class TestStream:
+    def test_the_call_drains_it(self):
+        pipeline = make_pipeline()
+        states = list(pipeline.stream(batch_size=2, num_inference_steps=5, generator=seeds(1, 2)))
+        assert all(isinstance(state, DDPMHubState) for state in states)
+        assert [state.step for state in states] == [0, 1, 2, 3, 4]
+        assert [state.timestep for state in states] == [999, 799, 599, 399, 199]
+        assert torch.equal(states[-1].sample, states[-1].pred_original_sample)
+        images = drawn(pipeline, batch_size=2, generator=seeds(1, 2))
+        assert torch.equal(pipeline.decode(states[-1].sample, "pt"), images)
+
+    def test_nothing_is_computed_ahead(self):
+        pipeline, calls = make_pipeline(), []
+        hook = pipeline.unet.register_forward_pre_hook(lambda *_: calls.append(1))
+        states = pipeline.stream(num_inference_steps=5)
+        assert calls == []
+        next(states)
+        states.close()
+        hook.remove()
+        assert len(calls) == 1
+
+    def test_mistakes_are_told_at_once(self):
+        with pytest.raises(ValueError, match="num_inference_steps"):
+            make_pipeline().stream(num_inference_steps=0)
+
+    def test_gradients_are_not_recorded(self):
+        state = next(make_pipeline().stream(num_inference_steps=1))
+        assert not state.sample.requires_grad
+        assert torch.is_grad_enabled()
+
+    def test_two_threads_get_what_each_would_get_alone(self):
+        pipeline, results = make_pipeline(), {}
+        alone = {n: drawn(pipeline, num_inference_steps=n, generator=seeds(n)) for n in (7, 40)}
+        barrier = threading.Barrier(2)
+
+        def work(n):
+            barrier.wait()
+            results[n] = [drawn(pipeline, num_inference_steps=n, generator=seeds(n)) for _ in range(5)]
+
+        threads = [threading.Thread(target=work, args=(n,)) for n in alone]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        for n, images in results.items():
+            for image in images:
+                assert torch.equal(image, alone[n])
+        assert len(results) == 2
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"batch_size": 0}, "`batch_size` is 0"),
+        ({"num_inference_steps": 0}, "`num_inference_steps` is 0; it must be from 1 to 1000"),
+        ({"num_inference_steps": -3}, "`num_inference_steps` is -3"),
+        ({"num_inference_steps": 1001}, "`num_inference_steps` is 1001"),
+        ({"class_labels": 3}, "`class_labels` contains 3; the classes are 0 to 2"),
+        ({"class_labels": [0, -1]}, "`class_labels` contains -1"),
+        ({"class_labels": []}, r"`class_labels` is \[\]"),
+        ({"class_labels": [0, 1], "batch_size": 3}, "`class_labels` has 2 entries for `batch_size` = 3"),
+        ({"class_labels": 0.5}, "`class_labels` is 0.5"),
+        ({"class_labels": [[0], [1]]}, "`class_labels` is"),
+        ({"output_type": "jpg"}, "`output_type` is 'jpg'; it must be one of 'pil', 'np', 'pt'"),
+        ({"generator": seeds(1, 2)}, "`generator` has 2 entries for a batch of 1"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_the_network_is_called(kwargs, message):
+    pipeline, calls = make_pipeline(), []
+    hook = pipeline.unet.register_forward_pre_hook(lambda *_: calls.append(1))
+    with pytest.raises(ValueError, match=message):
+        pipeline(**kwargs)
+    hook.remove()
+    assert calls == []
+
+
+def test_an_unconditional_model_refuses_labels():
+    pipeline = make_pipeline(num_class_embeds=None)
+    assert pipeline.id2label == {}
+    with pytest.raises(ValueError, match="`class_labels` was given, but this model is unconditional"):
+        pipeline(class_labels=0)
+    assert drawn(pipeline, batch_size=2).shape == (2, 1, 8, 8)
+
+
+def test_pictures_of_five_channels_are_refused():
+    with pytest.raises(ValueError, match="5 channels"):
+        make_pipeline(channels=5)()
+
+
+class TestSavingAndLoading:
+    @pytest.fixture
+    def folder(self, tmp_path):
+        make_pipeline().save_pretrained(tmp_path / "model")
+        return tmp_path / "model"
+
+    def test_the_layout_is_the_one_that_the_loader_asks_for(self, folder):
+        index = json.loads((folder / "model_index.json").read_text())
+        assert index["_class_name"] == ["pipeline_ddpm_hub", "DDPMHubPipeline"]
+        assert index["scheduler"] == ["scheduling_ddpm_hub", "DDPMHubScheduler"]
+        assert index["unet"] == ["diffusers", "UNet2DModel"]
+        files = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+        assert files == {
+            "model_index.json",
+            "pipeline_ddpm_hub.py",
+            "scheduling_ddpm_hub.py",
+            "ddpm_equations.py",
+            "scheduler/scheduling_ddpm_hub.py",
+            "scheduler/ddpm_equations.py",
+            "scheduler/scheduler_config.json",
+            "unet/config.json",
+            "unet/diffusion_pytorch_model.safetensors",
+        }
+
+    def test_the_package_loads_it(self, folder):
+        loaded = DDPMHubPipeline.from_pretrained(folder)
+        loaded.set_progress_bar_config(disable=True)
+        assert type(loaded) is DDPMHubPipeline
+        assert type(loaded.scheduler) is DDPMHubScheduler
+        assert loaded.id2label == {0: "zero", 1: "one", 2: "two"}
+        assert torch.equal(drawn(loaded, generator=seeds(1)), drawn(make_pipeline(), generator=seeds(1)))
+
+    def test_it_can_be_loaded_by_trust_saved_and_loaded_again(self, folder, tmp_path):
+        """In a process that cannot import the package."""
+        script = """
+import sys
+sys.modules["ddpm_hub"] = None  # `import ddpm_hub` now raises ImportError
+import torch
+from diffusers import DiffusionPipeline
+def draw(folder):
+    pipeline = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
+    return pipeline, pipeline(num_inference_steps=5, output_type="pt", generator=torch.Generator().manual_seed(1)).images
+first, image = draw(sys.argv[1])
+assert type(first).__module__.startswith("diffusers_modules."), type(first)
+assert type(first.scheduler).__module__.startswith("diffusers_modules."), type(first.scheduler)
+assert first.id2label == {0: "zero", 1: "one", 2: "two"}, first.id2label
+first.save_pretrained(sys.argv[2])
+second, again = draw(sys.argv[2])
+assert torch.equal(image, again)
+torch.save(image, sys.argv[3])
+"""
+        image = tmp_path / "image.pt"
+        environment = {"HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
+        result = run_python("-c", script, str(folder), str(tmp_path / "again"), str(image), **environment)
+        assert result.returncode == 0, result.stderr
+        assert "Expected types" not in result.stderr
+        assert torch.equal(torch.load(image), drawn(make_pipeline(), generator=seeds(1)))
+
+    def test_without_trust_diffusers_refuses_the_code(self, folder):
+        with pytest.raises(ValueError, match="trust_remote_code=True"):
+            DiffusionPipeline.from_pretrained(folder)
+
+    def test_a_folder_of_plain_diffusers_loads(self, tmp_path):
+        unet = make_unet(num_class_embeds=None)
+        DDPMPipeline(unet, DDPMScheduler()).save_pretrained(tmp_path)
+        loaded = DDPMHubPipeline.from_pretrained(tmp_path)
+        assert loaded.scheduler.config.timestep_spacing == "leading"
+        assert loaded.num_classes is None
+
+    def test_a_folder_without_weights_says_so(self, folder):
+        (folder / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+        with pytest.raises(FileNotFoundError, match=r"`pretrained_model_name_or_path`.*no weights"):
+            DDPMHubPipeline.from_pretrained(folder)
+
+    def test_a_folder_that_is_no_model_says_so(self, tmp_path):
+        with pytest.raises(FileNotFoundError, match=r"model_index\.json"):
+            DDPMHubPipeline.from_pretrained(tmp_path)
+
+    def test_unknown_arguments_are_refused(self, folder):
+        with pytest.raises(TypeError, match="revison"):
+            DDPMHubPipeline.from_pretrained(folder, revison="main")

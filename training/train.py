@@ -1,0 +1,105 @@
+"""Trains a DDPM on images.
+
+    accelerate launch training/train.py                                   the embedded digits, about two minutes
+    accelerate launch training/train.py --config training/configs/fashion_mnist.yaml
+    accelerate launch training/train.py --dataset_name FOLDER_OR_HUB_ID --output_dir outputs/mine
+    python training/train.py --help                                       every option
+
+The output folder is a pipeline (`DDPMHubPipeline.from_pretrained`), with the resolved config.yaml, metrics.json,
+loss_curve.png and samples/ beside the weights. Ctrl-C stops at the next step and leaves the same; a second Ctrl-C stops
+at once. Exit status: 0 done, 2 a mistake in what was given, 130 stopped by Ctrl-C.
+"""
+
+import json
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from output_folder import check_output, claim_output
+from train_config import TrainConfig, UserError, parse_config
+
+INTERRUPTED = 130
+
+
+def main(argv: list[str]) -> int:
+    try:
+        config = parse_config(argv)
+        return run(config, check_output(config))
+    except UserError as error:
+        if "--debug" in argv:
+            raise
+        print(f"train.py: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+def run(config: TrainConfig, output: Path) -> int:
+    """Trains, then judges. Everything heavy is imported here, so that --help and mistakes answer at once."""
+    from accelerate import Accelerator
+    from accelerate.utils import set_seed
+    from build_model import build_scheduler, build_unet
+    from image_data import load_images
+    from train_report import judge
+    from training_loop import train
+
+    from ddpm_hub import DDPMHubPipeline
+
+    accelerator = Accelerator(
+        mixed_precision=config.mixed_precision, gradient_accumulation_steps=config.gradient_accumulation_steps
+    )
+    passes = accelerator.num_processes * config.gradient_accumulation_steps
+    if config.batch_size % passes:
+        raise UserError(
+            f"`batch_size` is {config.batch_size}; it must be a multiple of {passes}, the {accelerator.num_processes} "
+            f"processes times gradient_accumulation_steps = {config.gradient_accumulation_steps}."
+        )
+    with accelerator.main_process_first():
+        data = load_images(config)
+    set_seed(config.seed)
+    unet, scheduler = build_unet(config, data), build_scheduler(config)
+    pipeline = DDPMHubPipeline(unet, scheduler, id2label=dict(enumerate(data.class_names)))
+    if accelerator.is_main_process:
+        claim_output(output, config)
+        print(
+            f"{len(data):,} images of {' × '.join(map(str, data.pixels.shape[1:]))}, {len(data.class_names)} classes; a "
+            f"U-Net of {unet.num_parameters() / 1e6:.2f} M parameters; {config.max_train_steps:,} steps of "
+            f"{config.batch_size} images.",
+            flush=True,
+        )
+    accelerator.wait_for_everyone()
+
+    with interrupt_flag() as interrupted:
+        metrics = train(config, data, pipeline, accelerator, output, interrupted)
+    finished = metrics["steps"] == config.max_train_steps
+    if accelerator.is_main_process:
+        if finished:
+            metrics |= judge(config, data, pipeline)
+        else:
+            print(f"Stopped after {metrics['steps']} steps; {output} holds the model of that step.")
+        (output / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    accelerator.end_training()
+    return 0 if finished else INTERRUPTED
+
+
+@contextmanager
+def interrupt_flag() -> Iterator[list]:
+    """A list that is empty until Ctrl-C is pressed; the second Ctrl-C raises KeyboardInterrupt."""
+    pressed = []
+    before = signal.getsignal(signal.SIGINT)
+
+    def on_interrupt(number, frame):
+        pressed.append(number)
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        yield pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
