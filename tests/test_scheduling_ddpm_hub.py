@@ -236,7 +236,7 @@ class TestConfiguration:
         ours = scheduler(prediction_type="v_prediction", beta_schedule="squaredcos_cap_v2")
         ours.save_pretrained(tmp_path)
         loaded = DDPMHubScheduler.from_pretrained(tmp_path)
-        for key in ours.config:
+        for key in (key for key in ours.config if not key.startswith("_")):
             assert loaded.config[key] == ours.config[key]
         assert torch.equal(loaded.alphas_cumprod, ours.alphas_cumprod)
 

@@ -69,6 +69,8 @@ def _load_split(config: TrainConfig) -> datasets.Dataset:
             loaded = datasets.load_dataset(str(folder or name), config.dataset_config, split=config.split)
     except UserError:
         raise
+    except IndexError as error:  # what load_from_disk makes of a data set without rows
+        raise UserError(f"`dataset_name` = {name!r}, `split` = {config.split!r} is empty.") from error
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         reason = " ".join(str(error).split())
         raise UserError(
@@ -126,37 +128,40 @@ def _read_labels(table: datasets.Dataset, config: TrainConfig) -> tuple[torch.Te
 
 def _decode(table: datasets.Dataset, column: str, config: TrainConfig) -> torch.Tensor:
     """All images as (N, C, H, W), each read before anything is trained."""
-    decoder = datasets.Image()
     encoded = table.cast_column(column, datasets.Image(decode=False))
-    pixels, first = None, None
+    pixels, size, mode = None, None, None
     for row, example in enumerate(tqdm(encoded, desc="decoding images", unit=" images", leave=False)):
-        image = _read_image(example[column], row, decoder, config)
+        image = _read_image(example[column], row, config)
         if pixels is None:
-            first = image
-            channels = len(image.getbands())
-            pixels = _allocate(len(encoded), channels, image.height, image.width, config)
-        elif image.size != first.size:
+            size, mode = image.size, image.mode
+            width, height = size if config.resolution is None else (config.resolution, config.resolution)
+            pixels = _allocate(len(encoded), len(image.getbands()), height, width, config)
+        if image.mode != mode:
             raise UserError(
-                f"`dataset_name` is {config.dataset_name!r}, whose images differ in size: image 0 is "
-                f"{first.width}×{first.height}, image {row} is {image.width}×{image.height}. Set --resolution."
+                f"`dataset_name` is {config.dataset_name!r}, whose images differ in mode: image 0 is {mode}, image {row} is "
+                f"{image.mode}. Set --image_mode to L, RGB or RGBA."
             )
-        elif image.mode != first.mode:
+        if config.resolution is not None:
+            image = _fit(image, config.resolution)
+        elif image.size != size:
             raise UserError(
-                f"`dataset_name` is {config.dataset_name!r}, whose images differ in mode: image 0 is {first.mode}, "
-                f"image {row} is {image.mode}. Set --image_mode to L, RGB or RGBA."
+                f"`dataset_name` is {config.dataset_name!r}, whose images differ in size: image 0 is {size[0]}×{size[1]}, "
+                f"image {row} is {image.width}×{image.height}. Set --resolution."
             )
-        pixels[row] = np.asarray(image).reshape(image.height, image.width, -1).transpose(2, 0, 1)
+        pixels[row] = np.asarray(image).reshape(height, width, -1).transpose(2, 0, 1)
     return torch.from_numpy(pixels)
 
 
-def _read_image(value: dict | None, row: int, decoder: datasets.Image, config: TrainConfig) -> Image.Image:
+def _read_image(value: dict | None, row: int, config: TrainConfig) -> Image.Image:
     if value is None:
         raise UserError(
             f"`dataset_name` is {config.dataset_name!r}, whose image {row} is missing (null); remove that row."
         )
     name = f"image {row}" + (f" ({value['path']})" if value.get("path") else "")
     try:
-        image = decoder.decode_example(value)
+        # Read here, since a broken file that PIL opened itself stays open.
+        content = value["bytes"] if value.get("bytes") is not None else Path(value["path"]).read_bytes()
+        image = datasets.Image().decode_example({"bytes": content, "path": None})
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(
             f"`dataset_name` is {config.dataset_name!r}, whose {name} cannot be read: {error}. Repair or remove it."
@@ -166,9 +171,7 @@ def _read_image(value: dict | None, row: int, decoder: datasets.Image, config: T
             f"`dataset_name` is {config.dataset_name!r}, whose {name} has mode {image.mode}; 8-bit images are supported: "
             f"{', '.join(MODE_OF)}."
         )
-    own_mode = "RGBA" if image.has_transparency_data else MODE_OF[image.mode]
-    image = image.convert(config.image_mode or own_mode)
-    return image if config.resolution is None else _fit(image, config.resolution)
+    return image.convert(config.image_mode or ("RGBA" if image.has_transparency_data else MODE_OF[image.mode]))
 
 
 def _fit(image: Image.Image, size: int) -> Image.Image:

@@ -121,11 +121,8 @@ def save_loss_curve(steps: list[int], losses: list[float], label: str, path: Pat
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     axes.plot(steps, losses, color="#b8c4d6", linewidth=1, label="mean of each interval")
-    smoothed, average = [], losses[0]
-    for loss in losses:
-        average += 0.1 * (loss - average)
-        smoothed.append(average)
-    axes.plot(steps, smoothed, color="#1f4e8c", linewidth=2, label="smoothed")
+    windows = [losses[max(0, i - 5) : i + 6] for i in range(len(losses))]
+    axes.plot(steps, [sum(w) / len(w) for w in windows], color="#1f4e8c", linewidth=2, label="moving average")
     axes.set(xlabel="optimizer step", ylabel=label, yscale="log")
     axes.grid(alpha=0.3, which="both")
     axes.legend()

@@ -1,0 +1,225 @@
+"""training/train.py as its user runs it: in processes of their own, with real data, to the end and interrupted."""
+
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import REPOSITORY, run_python
+from PIL import Image
+from sklearn.neighbors import KNeighborsClassifier
+
+from ddpm_hub import DDPMHubPipeline
+
+SMALL = ["--block_out_channels", "[8,16]", "--max_train_steps", "6", "--warmup_steps", "2", "--batch_size", "8",
+         "--sample_every", "0", "--num_inference_steps", "2", "--fidelity_samples", "0"]  # fmt: skip
+
+
+def train(*arguments) -> subprocess.CompletedProcess:
+    return run_python("training/train.py", *map(str, arguments))
+
+
+def weights(folder) -> dict[str, torch.Tensor]:
+    return DDPMHubPipeline.from_pretrained(folder).unet.state_dict()
+
+
+def train_in_two_processes(*arguments) -> subprocess.CompletedProcess:
+    """`accelerate launch` starts several processes for GPUs only; on CPUs the launcher is torch's."""
+    launch = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(free_port())]
+    return run_python(
+        *launch, "training/train.py", *map(str, arguments), ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1"
+    )
+
+
+def free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory) -> Path:
+    """A short run in one process."""
+    folder = tmp_path_factory.mktemp("reference") / "run"
+    result = train(*SMALL, "--output_dir", folder)
+    assert result.returncode == 0, result.stderr
+    return folder
+
+
+def predictions(folder) -> torch.Tensor:
+    """What the saved network says of fixed noise, at timesteps and classes from end to end."""
+    x_t = torch.randn(16, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        unet = DDPMHubPipeline.from_pretrained(folder).unet
+        return unet(x_t, torch.arange(16) * 60, class_labels=torch.arange(16) % 11).sample
+
+
+class TestTheDefaultRun:
+    def test_a_classifier_agrees_with_the_requested_class(self, default_run):
+        metrics = json.loads((default_run / "metrics.json").read_text())
+        assert metrics["class_fidelity"] >= 0.9
+        assert metrics["class_fidelity_samples"] == 200
+        assert metrics["class_fidelity_of_held_out_images"] >= 0.95
+        assert f"{metrics['class_fidelity']:.1%}" in (default_run / "stdout.txt").read_text()
+
+    def test_another_classifier_agrees_on_other_samples(self, default_run):
+        """Nearest neighbours on samples of fresh seeds: a second opinion that shares no code with the first."""
+        table = datasets.load_dataset(str(REPOSITORY / "training" / "data" / "digits"), split="train")
+        real = np.stack([np.asarray(image) for image in table["image"]]).reshape(len(table), -1)
+        judge = KNeighborsClassifier(3).fit(real, table["label"])
+        pipeline = DDPMHubPipeline.from_pretrained(default_run)
+        pipeline.set_progress_bar_config(disable=True)
+        labels = list(range(10)) * 10
+        images = pipeline(
+            class_labels=labels, num_inference_steps=100, generator=torch.Generator().manual_seed(9)
+        ).images
+        judged = judge.predict(np.stack([np.asarray(image) for image in images]).reshape(len(images), -1))
+        assert (judged == labels).mean() >= 0.9
+
+    def test_everything_that_it_promises_is_there(self, default_run):
+        files = {str(p.relative_to(default_run)) for p in default_run.rglob("*") if p.is_file()}
+        assert {"config.yaml", "metrics.json", "loss_curve.png", "model_index.json", "samples/step_001200.png"} <= files
+        for path in (default_run / "loss_curve.png", *(default_run / "samples").iterdir()):
+            with Image.open(path) as image:
+                assert min(image.size) > 200
+        assert yaml.safe_load((default_run / "config.yaml").read_text())["max_train_steps"] == 1200
+
+    def test_both_ways_to_load_give_the_same_pixels(self, default_run, tmp_path):
+        draw = (
+            "image = pipeline(class_labels=[3, 8], num_inference_steps=20, generator=torch.Generator().manual_seed(5),"
+        )
+        draw += " output_type='pt').images; torch.save(image, sys.argv[2])"
+        ways = {
+            "package": "from ddpm_hub import DDPMHubPipeline; pipeline = DDPMHubPipeline.from_pretrained(sys.argv[1])",
+            "trust": "sys.modules['ddpm_hub'] = None; from diffusers import DiffusionPipeline; "
+            "pipeline = DiffusionPipeline.from_pretrained(sys.argv[1], trust_remote_code=True)",
+        }
+        for name, load in ways.items():
+            script = f"import sys, torch; {load}; {draw}"
+            environment = {"HF_HOME": str(tmp_path / name), "HF_HUB_OFFLINE": "1"}
+            result = run_python("-c", script, str(default_run), str(tmp_path / f"{name}.pt"), **environment)
+            assert result.returncode == 0, result.stderr
+        assert torch.equal(torch.load(tmp_path / "package.pt"), torch.load(tmp_path / "trust.pt"))
+
+
+class TestOtherData:
+    @pytest.mark.parametrize(("mode", "channels", "size"), [("RGB", 3, (16, 16)), ("RGBA", 4, (8, 12))])
+    def test_colours_and_sizes_follow_the_data(self, tmp_path, mode, channels, size):
+        generator = np.random.default_rng(0)
+        shape = (size[1], size[0], channels)
+        images = [Image.fromarray(generator.integers(0, 256, shape, dtype=np.uint8)) for _ in range(10)]
+        features = datasets.Features({"photo": datasets.Image()})
+        (tmp_path / "data").mkdir()
+        table = datasets.Dataset.from_dict({"photo": images}, features=features)
+        table.to_parquet(tmp_path / "data" / "train.parquet")
+        result = train(*SMALL, "--dataset_name", tmp_path / "data", "--output_dir", tmp_path / "run")
+        assert result.returncode == 0, result.stderr
+        pipeline = DDPMHubPipeline.from_pretrained(tmp_path / "run")
+        assert pipeline.num_classes is None
+        assert pipeline(num_inference_steps=1).images[0].mode == mode
+        assert pipeline(num_inference_steps=1).images[0].size == size
+
+
+class TestRunsThatMustAgree:
+    def test_the_same_command_gives_the_same_weights(self, reference, tmp_path):
+        assert train(*SMALL, "--output_dir", tmp_path / "run").returncode == 0
+        again, first = weights(tmp_path / "run"), weights(reference)
+        assert all(torch.equal(again[key], first[key]) for key in first)
+
+    def test_drawing_grids_does_not_change_the_training(self, reference, tmp_path):
+        assert train(*SMALL, "--sample_every", 2, "--output_dir", tmp_path / "run").returncode == 0
+        assert len(list((tmp_path / "run" / "samples").iterdir())) == 3
+        again, first = weights(tmp_path / "run"), weights(reference)
+        assert all(torch.equal(again[key], first[key]) for key in first)
+
+    @pytest.mark.parametrize("how", ["accumulation", "processes"])
+    def test_a_batch_can_be_split(self, reference, tmp_path, how):
+        if how == "accumulation":
+            result = train(*SMALL, "--gradient_accumulation_steps", 4, "--output_dir", tmp_path / "run")
+        else:
+            result = train_in_two_processes(*SMALL, "--output_dir", tmp_path / "run")
+        assert result.returncode == 0, result.stderr
+        # Gradients are added in another order. The weights may differ where the function does not depend on them (a
+        # bias in front of a normalisation has no gradient but rounding, of which AdamW takes the sign); the function
+        # may not: float32 rounding (6e-8) through some 100 operations of order 1.
+        assert (predictions(tmp_path / "run") - predictions(reference)).abs().max() < 1e-5
+
+
+class TestInterruption:
+    def test_ctrl_c_leaves_a_model_that_loads(self, tmp_path):
+        command = [
+            sys.executable,
+            "training/train.py",
+            *SMALL,
+            "--max_train_steps",
+            "100000",
+            "--output_dir",
+            tmp_path / "run",
+        ]
+        process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        try:
+            seen = ""
+            while "loss=" not in seen:  # the bar shows a loss once an interval of steps is over
+                character = process.stderr.read(1)
+                assert character, f"ended before it trained: {seen}"
+                seen += character
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=120)
+        finally:
+            process.kill()
+        assert process.returncode == 130, err
+        assert "Traceback" not in err
+        assert "Stopped after" in out
+        assert DDPMHubPipeline.from_pretrained(tmp_path / "run")(num_inference_steps=1).images
+        assert 0 < json.loads((tmp_path / "run" / "metrics.json").read_text())["steps"] < 100000
+
+
+class TestMistakes:
+    @pytest.fixture
+    def good_run(self, tmp_path) -> Path:
+        folder = tmp_path / "run"
+        folder.mkdir()
+        (folder / "config.yaml").write_text("seed: 0\n")
+        (folder / "precious").write_text("weights")
+        return folder
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["--max_train_steps", "0"], "`max_train_steps` is 0"),
+            (["--dataset_name", "no/such/folder"], "`dataset_name` is 'no/such/folder'"),
+            (["--split", "tset"], "`split` = 'tset'"),
+            (["--block_out_channels", "[8,8,8,8,8]"], "`block_out_channels` has 5 levels.*at most 4 levels"),
+            (["--beta_schedule", "cosine"], "`beta_schedule` is 'cosine'"),
+            (["--beta_end", "2"], "`beta_end` is 2.0"),
+            (["--resolution", "7"], "`block_out_channels` has 2 levels.*--resolution 8"),
+            (["--output_dir", "/proc/run"], "`output_dir` is '/proc/run'"),
+        ],
+    )
+    def test_one_line_status_2_and_nothing_lost(self, good_run, arguments, message):
+        result = train("--output_dir", good_run, *arguments)
+        assert result.returncode == 2
+        assert "Traceback" not in result.stderr
+        (line,) = [line for line in result.stderr.splitlines() if line.startswith("train.py: error: ")]
+        assert re.search(message, line)
+        assert {p.name for p in good_run.iterdir()} == {"config.yaml", "precious"}
+        assert not good_run.with_name("run.1").exists()
+
+    def test_debug_shows_the_traceback(self):
+        result = train("--max_train_steps", "0", "--debug")
+        assert "Traceback" in result.stderr
+        assert "UserError" in result.stderr
+
+    def test_a_batch_that_does_not_divide_among_processes(self, tmp_path):
+        result = train_in_two_processes("--batch_size", "7", "--output_dir", tmp_path / "run")
+        assert result.returncode != 0
+        assert "`batch_size` is 7; it must be a multiple of 2" in result.stderr
+        assert not (tmp_path / "run").exists()

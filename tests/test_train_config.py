@@ -1,0 +1,113 @@
+"""One dataclass as command line, YAML file and record: what is read, what wins, and what is refused."""
+
+import dataclasses
+import subprocess
+import sys
+
+import pytest
+import yaml
+from conftest import REPOSITORY, run_python
+from train_config import TrainConfig, UserError, parse_config
+
+DIGITS = str(REPOSITORY / "training" / "configs" / "digits.yaml")
+
+
+def write(path, **values) -> str:
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    return str(path)
+
+
+def test_no_arguments_are_the_defaults():
+    assert parse_config([]) == TrainConfig()
+
+
+def test_the_digits_preset_is_the_default_run():
+    assert parse_config(["--config", DIGITS]) == TrainConfig()
+
+
+@pytest.mark.parametrize("preset", sorted((REPOSITORY / "training" / "configs").glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_preset_is_valid(preset):
+    assert parse_config([f"--config={preset}"]).output_dir == f"outputs/{preset.stem}"
+
+
+def test_flags_win_over_the_file_wherever_they_stand(tmp_path):
+    file = write(tmp_path / "run.yaml", batch_size=16, seed=5)
+    for arguments in (["--seed", "7", "--config", file], ["--config", file, "--seed=7"]):
+        config = parse_config(arguments)
+        assert (config.batch_size, config.seed) == (16, 7)
+
+
+def test_every_type_of_value_can_be_given():
+    config = parse_config(
+        ["--block_out_channels", "[8,16,24]", "--learning_rate", "3e-4", "--class_conditional", "false",
+         "--resolution", "32", "--image_mode", "RGB"]
+    )  # fmt: skip
+    assert config.block_out_channels == (8, 16, 24)
+    assert config.learning_rate == 3e-4
+    assert config.class_conditional is False
+    assert (config.resolution, config.image_mode) == (32, "RGB")
+
+
+def test_the_record_of_a_run_reads_back_to_the_same_configuration(tmp_path):
+    config = dataclasses.replace(TrainConfig(), block_out_channels=(8, 24), resolution=32, learning_rate=3e-4)
+    (tmp_path / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
+    assert parse_config(["--config", str(tmp_path / "config.yaml")]) == config
+
+
+def test_every_field_is_explained():
+    help_text = run_python("training/train.py", "--help").stdout
+    for field in dataclasses.fields(TrainConfig):
+        _, _, explained = help_text.partition(f"  --{field.name} ")
+        assert explained.split("(type")[0].strip().lower() not in ("", field.name), field.name
+
+
+def test_help_imports_nothing_heavy():
+    script = "import sys; sys.path.insert(0, 'training'); import train\ntry: train.main(['--help'])\nexcept SystemExit: pass\n"
+    script += "print([m for m in ('torch', 'datasets', 'diffusers', 'accelerate', 'numpy') if m in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--batchsize", "3"], "unknown flag --batchsize; did you mean batch_size?"),
+        (["--lr", "3"], "unknown flag --lr; did you mean"),
+        (["--batch_size", "0"], "`batch_size` is 0; it must be at least 1"),
+        (["--batch_size", "six"], "batch_size.*int.*six"),
+        (["--max_train_steps", "0"], "`max_train_steps` is 0"),
+        (["--max_train_steps", "-5"], "`max_train_steps` is -5"),
+        (["--max_train_steps", "10"], "`warmup_steps` is 100; it must be at most max_train_steps = 10"),
+        (["--learning_rate", "0"], "`learning_rate` is 0.0; it must be a positive number"),
+        (["--learning_rate", "nan"], "learning_rate.*nan"),
+        (["--class_dropout", "1"], "`class_dropout` is 1.0; it must be from 0 to below 1"),
+        (["--mixed_precision", "fp8"], "`mixed_precision` is 'fp8'; it must be one of no, fp16, bf16"),
+        (["--image_mode", "HSV"], "`image_mode` is 'HSV'; it must be one of L, RGB, RGBA"),
+        (["--block_out_channels", "[30]"], "`block_out_channels` is .*multiples of norm_num_groups = 8"),
+        (["--block_out_channels", "[]"], "`block_out_channels` is"),
+        (["--num_inference_steps", "2000"], "`num_inference_steps` is 2000; it must be at most num_train_timesteps"),
+        (["--gradient_accumulation_steps", "3"], "`batch_size` is 64; it must be a multiple of"),
+        (["--resolution", "0"], "`resolution` is 0"),
+        (["--config"], "`--config` is the last argument"),
+        (["--config", "nowhere.yaml"], "`--config` is 'nowhere.yaml', which cannot be read"),
+    ],
+)
+def test_mistakes_are_told_with_the_name_and_the_remedy(arguments, message):
+    with pytest.raises(UserError, match=message):
+        parse_config(arguments)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("learning_rat: 1.0", "unknown key in .*: learning_rat; did you mean learning_rate?"),
+        ("seed: [1", "no valid YAML"),
+        ("just words", "holds no `key: value` lines"),
+        ("", "holds no `key: value` lines"),
+        ("batch_size: many", "batch_size"),
+    ],
+)
+def test_mistakes_in_the_file_are_told(tmp_path, content, message):
+    (tmp_path / "run.yaml").write_text(content, encoding="utf-8")
+    with pytest.raises(UserError, match=message):
+        parse_config(["--config", str(tmp_path / "run.yaml")])
