@@ -48,9 +48,14 @@ def load_images(config: TrainConfig) -> ImageData:
     return ImageData(pixels, labels, class_names)
 
 
+def local_folder(config: TrainConfig) -> Path | None:
+    """Where `dataset_name` is on this machine; `None` if it names a data set of the Hub."""
+    return next((p for p in (Path(config.dataset_name), REPOSITORY / config.dataset_name) if p.exists()), None)
+
+
 def _load_split(config: TrainConfig) -> datasets.Dataset:
     name = config.dataset_name
-    folder = next((p for p in (Path(name), REPOSITORY / name) if p.exists()), None)
+    folder = local_folder(config)
     if folder is not None and not folder.is_dir():
         raise UserError(f"`dataset_name` is {name!r}, a file; it must be a folder or a Hub data set.")
     if folder is None and (name.startswith((".", "/", "~")) or name.count("/") > 1):

@@ -42,6 +42,7 @@ def run(config: TrainConfig, output: Path) -> int:
     from accelerate.utils import set_seed
     from build_model import build_scheduler, build_unet
     from image_data import load_images
+    from run_card import write_card
     from train_report import judge
     from training_loop import train
 
@@ -80,6 +81,7 @@ def run(config: TrainConfig, output: Path) -> int:
         else:
             print(f"Stopped after {metrics['steps']} steps; {output} holds the model of that step.")
         (output / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+        write_card(config, data, pipeline, metrics, output)
     accelerator.end_training()
     return 0 if finished else INTERRUPTED
 
