@@ -29,7 +29,7 @@ CSS = """
 #samples .grid-container { grid-template-columns: repeat(4, minmax(0, 1fr)); grid-auto-rows: auto; gap: 8px; }
 #samples .thumbnail-item { aspect-ratio: 1; height: auto; }
 #samples img { image-rendering: pixelated; }
-#status { font-variant-numeric: tabular-nums; min-height: 44px; }
+#status { font-variant-numeric: tabular-nums; min-height: 52px; }
 #status progress { appearance: none; display: block; width: 100%; height: 6px; margin-top: 6px; border: 0; }
 #status progress::-webkit-progress-bar { background: var(--border-color-primary); border-radius: 3px; }
 #status progress::-webkit-progress-value { background: var(--color-accent); border-radius: 3px; }

@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import json
 import shutil
+import threading
 from pathlib import Path
 
 import app
@@ -226,23 +227,30 @@ def test_a_failure_of_the_model_is_one_sentence_for_the_visitor_and_a_traceback_
     assert "the model has 2 channels" in caplog.text
 
 
-def test_a_page_that_is_cancelled_computes_at_most_the_step_under_way(served):
+def test_a_page_that_is_cancelled_computes_no_more_than_the_step_under_way(served):
     calls = count_network_calls()
+    under_way, may_end = threading.Event(), threading.Event()
 
-    async def cancel_at_the_second_preview() -> int:
+    def hold_the_third_step(*_) -> None:
+        if len(calls) == 3:
+            under_way.set()
+            may_end.wait(60)
+
+    inference.load_pipeline().unet.register_forward_hook(hold_the_third_step)
+
+    async def cancel_in_the_third_step() -> None:
         updates = app.generate(**REQUEST | {"num_steps": 1000})
         await anext(updates)
         waiting = asyncio.ensure_future(anext(updates))
-        while len(calls) < 3:
-            await asyncio.sleep(0)
+        await asyncio.to_thread(under_way.wait, 60)
         waiting.cancel()
-        done = len(calls)
+        await asyncio.sleep(0)  # the page learns of it while the step is still computed
+        may_end.set()
         await asyncio.wait([waiting])
         assert waiting.cancelled()
-        return done
 
-    done = asyncio.run(cancel_at_the_second_preview())  # returns when its threads have ended
-    assert len(calls) <= done + 1
+    asyncio.run(cancel_in_the_third_step())  # returns when its threads have ended
+    assert len(calls) == 3
 
 
 # --- Imports ---

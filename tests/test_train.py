@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 from conftest import REPOSITORY, run_python
+from huggingface_hub import ModelCard
 from PIL import Image
 from sklearn.neighbors import KNeighborsClassifier
 
@@ -91,6 +92,17 @@ class TestTheDefaultRun:
             with Image.open(path) as image:
                 assert min(image.size) > 200
         assert yaml.safe_load((default_run / "config.yaml").read_text())["max_train_steps"] == 1200
+
+    def test_the_model_card_is_filled_in_from_the_run(self, default_run):
+        card = ModelCard.load(default_run / "README.md")
+        assert card.data.library_name == "diffusers"
+        assert card.data.license == "apache-2.0"
+        metrics = json.loads((default_run / "metrics.json").read_text())
+        assert f"gives {100 * metrics['class_fidelity']:.1f} % of 200 samples" in card.text
+        assert f"{metrics['seconds']} s" in card.text
+        for picture in re.findall(r"!\[.*?\]\((.*?)\)", card.text):
+            assert (default_run / picture).is_file()
+        assert not re.search(r"\{\{|\}\}|None|undefined", card.content)
 
     def test_both_ways_to_load_give_the_same_pixels(self, default_run, tmp_path):
         draw = (

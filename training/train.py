@@ -7,7 +7,8 @@
 
 The output folder is a pipeline (`DDPMHubPipeline.from_pretrained`), with the resolved config.yaml, metrics.json,
 loss_curve.png and samples/ beside the weights. Ctrl-C stops at the next step and leaves the same; a second Ctrl-C stops
-at once. Exit status: 0 done, 2 a mistake in what was given, 130 stopped by Ctrl-C.
+at once. Exit status: 0 done, 2 a mistake in what was given, 130 stopped by Ctrl-C. (`accelerate launch` turns every
+failure into 1 and adds a traceback of its own, unless it is told to be `--quiet`.)
 """
 
 import json
