@@ -9,6 +9,8 @@ __version__ = "0.1.0"
 
 _MODULE_OF = {
     "DDPMHubScheduler": "scheduling_ddpm_hub",
+    "estimate_original_sample_variances": "analytic_variance",
+    "fast_solver": "fast_solvers",
     "DDPMHubPipeline": "pipeline_ddpm_hub",
     "DDPMHubState": "pipeline_ddpm_hub",
 }

@@ -3,22 +3,19 @@
 Source: Ho, Jain, Abbeel, "Denoising Diffusion Probabilistic Models" (2020), arXiv:2006.11239, called [Ho] below.
 
 **Time.** The paper counts t = 1…T, and ᾱ_0 = 1 stands for clean data. Functions here take *log ᾱ* at the times they
-need, so they know no index at all; [`log_alphas_cumprod`] returns T + 1 entries, and entry t is the paper's t. The one
-place that turns a diffusers timestep 0…T−1 into the paper's t = timestep + 1 is `scheduling_ddpm_hub.py`.
+need, so they know no index at all. The one place that turns a diffusers timestep 0…T−1 into the paper's t = timestep + 1
+is `scheduling_ddpm_hub.py`; the schedules, which are what log ᾱ comes from, are in `ddpm_noise_schedules.py`.
 
 **Precision.** Coefficients are float64 and come from log ᾱ through `expm1`, never from 1 − ᾱ, which cancels where ᾱ is
 close to 1. Every function is elementwise and broadcasts; none looks at a device or a sample.
 
-This file imports torch and math only: it is copied beside every model that is published.
+This file imports torch only: it is copied beside every model that is published.
 """
-
-import math
 
 import torch
 
-BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
-VARIANCE_TYPES = ("fixed_small", "fixed_large")
+FIXED_VARIANCE_TYPES = ("fixed_small", "fixed_large", "analytic")
 
 
 # --- Pixels and samples ---------------------------------------------------------------------------------------------
@@ -50,48 +47,6 @@ def denormalize(sample: torch.Tensor) -> torch.Tensor:
     return sample.to(torch.float32).add(1.0).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
 
 
-# --- Noise schedules ------------------------------------------------------------------------------------------------
-
-
-def make_betas(beta_schedule: str, num_train_timesteps: int, beta_start: float, beta_end: float) -> torch.Tensor:
-    """The variances β_1…β_T of the forward steps.
-
-    - `linear`: equally spaced from β_1 = `beta_start` to β_T = `beta_end` ([Ho] section 4).
-    - `scaled_linear`: √β equally spaced (the "quad" schedule of the paper's code).
-    - `squaredcos_cap_v2`: ᾱ(u) = cos²((u + 0.008)/1.008 · π/2) with u = t/T, and β_t = min(1 − ᾱ_t/ᾱ_{t−1}, 0.999)
-      (Nichol & Dhariwal 2021, arXiv:2102.09672, equation 17); it has no use for `beta_start` and `beta_end`.
-
-    Returns:
-        `torch.Tensor` of `float64`, shape (T,): entry i is β_{i+1}.
-    """
-    if beta_schedule == "linear":
-        return torch.linspace(beta_start, beta_end, num_train_timesteps, dtype=torch.float64)
-    if beta_schedule == "scaled_linear":
-        return torch.linspace(beta_start**0.5, beta_end**0.5, num_train_timesteps, dtype=torch.float64).square()
-    if beta_schedule == "squaredcos_cap_v2":
-        # 1 − cos²(b)/cos²(a) = sin(b − a)·sin(b + a)/cos²(a): no difference of nearly equal numbers.
-        angle = [(t / num_train_timesteps + 0.008) / 1.008 * math.pi / 2 for t in range(num_train_timesteps + 1)]
-        width = math.sin(math.pi / 2 / 1.008 / num_train_timesteps)
-        betas = [
-            width * math.sin(angle[t - 1] + angle[t]) / math.cos(angle[t - 1]) ** 2
-            for t in range(1, num_train_timesteps + 1)
-        ]
-        return torch.tensor(betas, dtype=torch.float64).clamp(max=0.999)
-    raise ValueError(f"`beta_schedule` is {beta_schedule!r}; it must be one of {', '.join(BETA_SCHEDULES)}.")
-
-
-def log_alphas_cumprod(betas: torch.Tensor) -> torch.Tensor:
-    """log ᾱ_t = Σ_{s=1}^{t} log(1 − β_s), with log ᾱ_0 = 0 in front.
-
-    Args:
-        betas (`torch.Tensor` of `float64`, shape (T,)): β_1…β_T.
-
-    Returns:
-        `torch.Tensor` of `float64`, shape (T + 1,): entry t is log ᾱ_t.
-    """
-    return torch.cat([betas.new_zeros(1), torch.log1p(-betas).cumsum(0)])
-
-
 # --- Forward process ------------------------------------------------------------------------------------------------
 
 
@@ -106,6 +61,11 @@ def signal_rate(log_alpha_bar: torch.Tensor) -> torch.Tensor:
 def noise_rate(log_alpha_bar: torch.Tensor) -> torch.Tensor:
     """√(1 − ᾱ_t), the standard deviation of q(x_t | x_0) ([Ho] equation 4); of q(x_t | x_s) given log(ᾱ_t/ᾱ_s)."""
     return torch.sqrt(-torch.expm1(log_alpha_bar))
+
+
+def snr(log_alpha_bar: torch.Tensor) -> torch.Tensor:
+    """SNR(t) = ᾱ_t/(1−ᾱ_t), the signal-to-noise ratio of q(x_t | x_0) (Kingma et al. 2021, arXiv:2107.00630)."""
+    return 1 / torch.expm1(-log_alpha_bar)
 
 
 # --- What the network predicts: the target and its inverse, side by side ----------------------------------------------
@@ -124,11 +84,11 @@ def target_weights(prediction_type: str, log_alpha_bar: torch.Tensor) -> tuple[t
         return one, zero
     if prediction_type == "v_prediction":
         return -noise_rate(log_alpha_bar), signal_rate(log_alpha_bar)
-    raise ValueError(f"`prediction_type` is {prediction_type!r}; it must be one of {', '.join(PREDICTION_TYPES)}.")
+    raise _unknown("prediction_type", prediction_type, PREDICTION_TYPES)
 
 
 def original_sample_weights(prediction_type: str, log_alpha_bar: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(weight of x_t, weight of the network's output) in x̂_0, the inverse of [`target_weights`].
+    """(weight of x_t, weight of the prediction) in x̂_0; the inverse of [`prediction_weights`].
 
     epsilon: x_0 = (x_t − √(1−ᾱ) ε)/√ᾱ ([Ho] equation 15). sample: x_0 itself. v_prediction: x_0 = √ᾱ x_t − √(1−ᾱ) v.
     """
@@ -140,17 +100,67 @@ def original_sample_weights(prediction_type: str, log_alpha_bar: torch.Tensor) -
         return zero, one
     if prediction_type == "v_prediction":
         return signal_rate(log_alpha_bar), -noise_rate(log_alpha_bar)
-    raise ValueError(f"`prediction_type` is {prediction_type!r}; it must be one of {', '.join(PREDICTION_TYPES)}.")
+    raise _unknown("prediction_type", prediction_type, PREDICTION_TYPES)
+
+
+def prediction_weights(prediction_type: str, log_alpha_bar: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(weight of x_t, weight of x_0) in the prediction; the inverse of [`original_sample_weights`].
+
+    epsilon: ε = (x_t − √ᾱ x_0)/√(1−ᾱ). sample: x_0 itself. v_prediction: v = (√ᾱ x_t − x_0)/√(1−ᾱ).
+    """
+    zero, one = torch.zeros_like(log_alpha_bar), torch.ones_like(log_alpha_bar)
+    if prediction_type == "epsilon":
+        return 1 / noise_rate(log_alpha_bar), -torch.sqrt(snr(log_alpha_bar))
+    if prediction_type == "sample":
+        return zero, one
+    if prediction_type == "v_prediction":
+        return torch.sqrt(snr(log_alpha_bar)), -1 / noise_rate(log_alpha_bar)
+    raise _unknown("prediction_type", prediction_type, PREDICTION_TYPES)
+
+
+def conversion_weights(
+    source_type: str, target_type: str, log_alpha_bar: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(weight of the prediction, weight of x_t) in another kind of prediction at the same x_t.
+
+    With σ = √(1−ᾱ): v = (ε − σ x_t)/√ᾱ and ε = √ᾱ v + σ x_t; from and to x_0, [`prediction_weights`] and
+    [`original_sample_weights`].
+    """
+    if source_type == target_type and source_type in PREDICTION_TYPES:
+        return torch.ones_like(log_alpha_bar), torch.zeros_like(log_alpha_bar)
+    if target_type == "sample":
+        return original_sample_weights(source_type, log_alpha_bar)[::-1]
+    if source_type == "sample":
+        return prediction_weights(target_type, log_alpha_bar)[::-1]
+    if (source_type, target_type) == ("epsilon", "v_prediction"):
+        return torch.exp(-0.5 * log_alpha_bar), -torch.sqrt(torch.expm1(-log_alpha_bar))
+    if (source_type, target_type) == ("v_prediction", "epsilon"):
+        return signal_rate(log_alpha_bar), noise_rate(log_alpha_bar)
+    unknown = source_type if source_type not in PREDICTION_TYPES else target_type
+    raise _unknown("prediction_type", unknown, PREDICTION_TYPES)
 
 
 # --- Posterior q(x_s | x_t, x_0) for any s < t; [Ho] equations 6 and 7 at s = t − 1 -----------------------------------
 
 
-def posterior_mean_weights(log_abar_t: torch.Tensor, log_abar_s: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(weight of x_0, weight of x_t) in the mean of q(x_s | x_t, x_0).
+def posterior_precision(log_abar_t: torch.Tensor, log_abar_s: torch.Tensor) -> torch.Tensor:
+    """A = α/β + 1/(1−ᾱ_s) = (1−ᾱ_t)/(β (1−ᾱ_s)) with α = ᾱ_t/ᾱ_s and β = 1 − α; infinite at s = 0."""
+    return 1 / posterior_variance(log_abar_t, log_abar_s)
 
-    √ᾱ_s β_{t|s}/(1−ᾱ_t) and √α_{t|s} (1−ᾱ_s)/(1−ᾱ_t), where α_{t|s} = ᾱ_t/ᾱ_s and β_{t|s} = 1 − α_{t|s}. At s = 0
-    they are exactly 1 and 0.
+
+def posterior_linear_weights(log_abar_t: torch.Tensor, log_abar_s: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(weight of x_0, weight of x_t) in B = √ᾱ_s x_0/(1−ᾱ_s) + √α x_t/β; the posterior mean is B/A."""
+    log_ratio = log_abar_t - log_abar_s
+    return (
+        torch.exp(0.5 * log_abar_s) / -torch.expm1(log_abar_s),
+        torch.exp(0.5 * log_ratio) / -torch.expm1(log_ratio),
+    )
+
+
+def posterior_mean_weights(log_abar_t: torch.Tensor, log_abar_s: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(weight of x_0, weight of x_t) in the mean of q(x_s | x_t, x_0) ([Ho] equation 7).
+
+    √ᾱ_s β/(1−ᾱ_t) and √α (1−ᾱ_s)/(1−ᾱ_t), where α = ᾱ_t/ᾱ_s and β = 1 − α. At s = 0 they are exactly 1 and 0.
     """
     log_ratio = log_abar_t - log_abar_s
     noise_t = torch.expm1(log_abar_t)
@@ -159,14 +169,90 @@ def posterior_mean_weights(log_abar_t: torch.Tensor, log_abar_s: torch.Tensor) -
     return weight_x0, weight_xt
 
 
-def posterior_variance(variance_type: str, log_abar_t: torch.Tensor, log_abar_s: torch.Tensor) -> torch.Tensor:
-    """The variance that the reverse step from t to s adds ([Ho] section 3.2).
+def posterior_mean_weights_epsilon(
+    log_abar_t: torch.Tensor, log_abar_s: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(weight of x_t, weight of ε) in the same mean: 1/√α and −β/(√α √(1−ᾱ_t)) ([Ho] equation 11)."""
+    log_ratio = log_abar_t - log_abar_s
+    weight_xt = torch.exp(-0.5 * log_ratio)
+    return weight_xt, weight_xt * torch.expm1(log_ratio) / noise_rate(log_abar_t)
 
-    fixed_small: β̃ = β_{t|s} (1−ᾱ_s)/(1−ᾱ_t), exact where x_0 is known. fixed_large: β_{t|s}, the upper bound.
+
+def posterior_variance(log_abar_t: torch.Tensor, log_abar_s: torch.Tensor) -> torch.Tensor:
+    """β̃ = β (1−ᾱ_s)/(1−ᾱ_t), the variance of q(x_s | x_t, x_0) ([Ho] equation 7)."""
+    return -torch.expm1(log_abar_t - log_abar_s) * (torch.expm1(log_abar_s) / torch.expm1(log_abar_t))
+
+
+# --- Variance of the reverse step -------------------------------------------------------------------------------------
+
+
+def reverse_variance(
+    variance_type: str,
+    log_abar_t: torch.Tensor,
+    log_abar_s: torch.Tensor,
+    original_sample_variance: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """The variance that the reverse step from t to s adds to the posterior mean.
+
+    - `fixed_small`: β̃, right where x_0 is known ([Ho] section 3.2).
+    - `fixed_large`: β = 1 − ᾱ_t/ᾱ_s, right for data of unit variance ([Ho] section 3.2).
+    - `analytic`: β̃ + w²·V_t, right on average over the data: w is the weight of x_0 in the posterior mean and V_t =
+      `original_sample_variance` the mean variance of x_0 given x_t, per dimension. This is theorem 1 of Bao et al. 2022
+      (arXiv:2201.06503) at the DDPM's λ² = β̃; [`variance_from_score_norm`] gives V_t in the paper's terms.
     """
-    beta = -torch.expm1(log_abar_t - log_abar_s)
     if variance_type == "fixed_small":
-        return beta * (torch.expm1(log_abar_s) / torch.expm1(log_abar_t))
+        return posterior_variance(log_abar_t, log_abar_s)
     if variance_type == "fixed_large":
-        return beta
-    raise ValueError(f"`variance_type` is {variance_type!r}; it must be one of {', '.join(VARIANCE_TYPES)}.")
+        return -torch.expm1(log_abar_t - log_abar_s)
+    if variance_type == "analytic":
+        weight_x0, _ = posterior_mean_weights(log_abar_t, log_abar_s)
+        return posterior_variance(log_abar_t, log_abar_s) + weight_x0.square() * original_sample_variance
+    raise _unknown("variance_type", variance_type, FIXED_VARIANCE_TYPES)
+
+
+def variance_from_score_norm(score_norm: torch.Tensor, log_alpha_bar: torch.Tensor) -> torch.Tensor:
+    """V_t = (1−ᾱ_t)/ᾱ_t · (1 − (1−ᾱ_t) Γ_t), the mean variance of x_0 given x_t, per dimension.
+
+    Γ_t = E‖∇ log q_t(x_t)‖²/d is the mean squared norm of the score per dimension (Bao et al. 2022, theorem 1).
+    """
+    return torch.expm1(-log_alpha_bar) * (1 + torch.expm1(log_alpha_bar) * score_norm)
+
+
+def learned_range_log_variance(
+    interpolation: torch.Tensor, log_variance_small: torch.Tensor, log_variance_large: torch.Tensor
+) -> torch.Tensor:
+    """log Σ = v log β + (1−v) log β̃ with v = (`interpolation` + 1)/2 (Nichol & Dhariwal 2021, equation 15).
+
+    `interpolation` is the network's second half, nominally in [−1, 1].
+    """
+    return log_variance_small + (interpolation + 1) / 2 * (log_variance_large - log_variance_small)
+
+
+# --- The DDIM family: η = 1 is the DDPM, η = 0 is deterministic ---------------------------------------------------------
+
+
+def ddim_mean_weights(
+    eta: float, log_abar_t: torch.Tensor, log_abar_s: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(weight of x_0, weight of x_t) in √ᾱ_s x_0 + √(1−ᾱ_s−η²β̃) ε with ε = (x_t − √ᾱ_t x_0)/√(1−ᾱ_t).
+
+    Song et al. 2020 (arXiv:2010.02502), equations 12 and 16. At η = 1 these are [`posterior_mean_weights`].
+    """
+    if eta == 1:
+        return posterior_mean_weights(log_abar_t, log_abar_s)
+    direction = torch.sqrt(-torch.expm1(log_abar_s) - eta**2 * posterior_variance(log_abar_t, log_abar_s))
+    weight_xt = direction / noise_rate(log_abar_t)
+    return signal_rate(log_abar_s) - weight_xt * signal_rate(log_abar_t), weight_xt
+
+
+def ddim_inversion_weights(log_abar_t: torch.Tensor, log_abar_s: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(weight of x_s, weight of ε) in x_t, the step of η = 0 solved for where it came from.
+
+    √(ᾱ_t/ᾱ_s) and √(1−ᾱ_t) − √(ᾱ_t/ᾱ_s) √(1−ᾱ_s).
+    """
+    weight_xs = torch.exp(0.5 * (log_abar_t - log_abar_s))
+    return weight_xs, noise_rate(log_abar_t) - weight_xs * noise_rate(log_abar_s)
+
+
+def _unknown(name: str, value: str, allowed: tuple[str, ...]) -> ValueError:
+    return ValueError(f"`{name}` is {value!r}; it must be one of {', '.join(map(repr, allowed))}.")

@@ -7,6 +7,7 @@ diffusers.
 
 import copy
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -21,17 +22,25 @@ from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 
+# diffusers' loader copies the siblings that this file names, and not what those import in turn: so all are named here.
+from .ddpm_argument_checks import check_choice, check_integer
 from .ddpm_equations import denormalize
+from .ddpm_noise_schedules import log_alphas_cumprod  # noqa: F401
+from .ddpm_sample_arithmetic import compute_dtype  # noqa: F401
 from .scheduling_ddpm_hub import DDPMHubScheduler
 
 OUTPUT_TYPES = ("pil", "np", "pt")
 
 # Which source files a saved folder carries, and where diffusers' loader looks for them: a component's file in the
 # component's folder, the pipeline's at the root, and beside each what it imports.
-CODE_FILES = {
-    "": ("pipeline_ddpm_hub.py", "scheduling_ddpm_hub.py", "ddpm_equations.py"),
-    "scheduler": ("scheduling_ddpm_hub.py", "ddpm_equations.py"),
-}
+SCHEDULER_FILES = (
+    "scheduling_ddpm_hub.py",
+    "ddpm_argument_checks.py",
+    "ddpm_equations.py",
+    "ddpm_noise_schedules.py",
+    "ddpm_sample_arithmetic.py",
+)
+CODE_FILES = {"": ("pipeline_ddpm_hub.py", *SCHEDULER_FILES), "scheduler": SCHEDULER_FILES}
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,10 +173,7 @@ class DDPMHubPipeline(DiffusionPipeline):
         return images if output_type == "pt" else images.permute(0, 2, 3, 1).cpu().numpy()
 
     def _check_output_type(self, output_type: str) -> None:
-        if output_type not in OUTPUT_TYPES:
-            raise ValueError(
-                f"`output_type` is {output_type!r}; it must be one of {', '.join(map(repr, OUTPUT_TYPES))}."
-            )
+        check_choice("output_type", output_type, OUTPUT_TYPES)
         channels = self.unet.config.out_channels
         if output_type == "pil" and channels not in (1, 3, 4):
             raise ValueError(
@@ -176,8 +182,8 @@ class DDPMHubPipeline(DiffusionPipeline):
 
     def _check_labels(self, class_labels, batch_size) -> tuple[torch.Tensor | None, int]:
         """The labels as a tensor of shape (B,), or `None` for an unconditional network; and B."""
-        if batch_size is not None and batch_size < 1:
-            raise ValueError(f"`batch_size` is {batch_size}; it must be at least 1.")
+        if batch_size is not None:
+            check_integer("batch_size", batch_size, 1, math.inf)
         num_classes = self.num_classes
         if class_labels is None:
             batch_size = 1 if batch_size is None else batch_size

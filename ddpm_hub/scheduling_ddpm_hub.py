@@ -1,16 +1,16 @@
 """`DDPMHubScheduler`: the DDPM noise schedule and reverse step for diffusers, with exact coefficients.
 
 **The timestep convention, stated once.** The paper counts t = 1…T. diffusers, and every argument named `timestep` here,
-counts 0…T−1: timestep i is the paper's t = i + 1 ([`_paper_time`]). Clean data is the paper's t = 0, "timestep −1".
+counts 0…T−1: timestep i is the paper's t = i + 1 ([`_paper_time`]). Clean data is the paper's t = 0, timestep −1.
 
-This file is copied beside every model that is published: it imports its sibling `ddpm_equations`, torch and diffusers.
+[Ho] is Ho, Jain, Abbeel 2020, arXiv:2006.11239. This file is copied beside every model that is published: it imports its
+siblings, torch and diffusers.
 """
 
 import math
+import operator
 import warnings
-from dataclasses import dataclass
-from fractions import Fraction
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -18,37 +18,87 @@ from diffusers.schedulers.scheduling_ddpm import DDPMSchedulerOutput
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
 
+from .ddpm_argument_checks import (
+    check_bounds,
+    check_choice,
+    check_integer,
+    check_schedule,
+    check_timesteps,
+    checked_betas,
+    checked_timesteps,
+    checked_variances,
+)
 from .ddpm_equations import (
-    BETA_SCHEDULES,
     PREDICTION_TYPES,
-    VARIANCE_TYPES,
-    log_alphas_cumprod,
-    make_betas,
+    conversion_weights,
+    ddim_inversion_weights,
+    ddim_mean_weights,
+    learned_range_log_variance,
     noise_rate,
     original_sample_weights,
     posterior_mean_weights,
     posterior_variance,
+    reverse_variance,
     signal_rate,
+    snr,
     target_weights,
 )
+from .ddpm_noise_schedules import (
+    LARGEST_FINAL_ALPHA_BAR,
+    TIMESTEP_SPACINGS,
+    beta_range_for,
+    log_alphas_cumprod,
+    make_betas,
+    num_train_timesteps_for,
+    rescale_zero_terminal_snr,
+    spaced_timesteps,
+)
+from .ddpm_sample_arithmetic import (
+    Number,
+    add_scaled,
+    broadcast_rows,
+    compute_dtype,
+    dynamic_threshold,
+    linear_combination,
+    weighted_sum,
+    weights_on,
+)
 
-TIMESTEP_SPACINGS = ("leading", "trailing", "linspace")
+# The names of published configurations, and which variance each one is. The peers' "_log" names take the logarithm and
+# undo it; a configuration of a deterministic solver says None.
+VARIANCE_TYPES = {
+    "fixed_small": "fixed_small",
+    "fixed_small_log": "fixed_small",
+    "fixed_large": "fixed_large",
+    "fixed_large_log": "fixed_large",
+    "analytic": "analytic",
+    "learned": "learned",
+    "learned_range": "learned_range",
+    None: "fixed_small",
+}
+LEARNED_VARIANCE_TYPES = ("learned", "learned_range")
 
-# Above this ᾱ, √ᾱ > 0.03 of the data's mean is left in "pure noise", which a start from N(0, I) does not have.
-LARGEST_FINAL_ALPHA_BAR = 1e-3
-# Above this ᾱ, a schedule that could have started nearer to T is refused: its first x_t is not noise.
+# Above this ᾱ a schedule that could have started nearer to T is refused: its first x_t is not noise.
 LARGEST_START_ALPHA_BAR = 1e-2
 
 
-@dataclass(frozen=True, slots=True)
-class _StepWeights:
-    """The weights of one reverse step: x̂_0 = a·x_t + b·output; x_s = c·x̂_0 + d·x_t + std·z."""
+class _StepWeights(NamedTuple):
+    """The weights of one reverse step: x̂_0 = a·x_t + b·output; x_s = c·x̂_0 + d·x_t + std·z.
 
-    x0_from_sample: float
-    x0_from_output: float
-    mean_from_x0: float
-    mean_from_sample: float
-    std: float
+    Floats, or tensors that broadcast against the sample. A learned variance is computed from the two logarithms, and
+    `adds_noise` is 0 on the last step and 1 before. `log_abar_t` and `log_abar_s` are what all of it comes from.
+    """
+
+    x0_from_sample: Number
+    x0_from_output: Number
+    mean_from_x0: Number
+    mean_from_sample: Number
+    std: Number
+    log_variance_small: Number
+    log_variance_large: Number
+    adds_noise: Number
+    log_abar_t: Number
+    log_abar_s: Number
 
 
 class DDPMHubScheduler(SchedulerMixin, ConfigMixin):
@@ -57,7 +107,7 @@ class DDPMHubScheduler(SchedulerMixin, ConfigMixin):
     Tables are float64, gathered, and rounded once to the precision in which the sample is computed: float64 for float64
     samples, float32 for all others (float16 and bfloat16 samples are rounded last). Between any two entries s < t of
     the schedule, [`step`] samples the exact posterior q(x_s | x_t, x̂_0), so fewer steps than T need no approximation
-    but the network's. After [`set_timesteps`], [`step`] changes nothing in the scheduler.
+    but the network's. After [`set_timesteps`], [`step`] changes nothing in the scheduler, so threads can share one.
 
     Shared arguments have the names and the defaults of `diffusers.DDPMScheduler`.
 
@@ -65,16 +115,26 @@ class DDPMHubScheduler(SchedulerMixin, ConfigMixin):
         num_train_timesteps (`int`, defaults to `1000`): T. With `trained_betas` it is that list's length.
         beta_start (`float`, defaults to `1e-4`): β_1.
         beta_end (`float`, defaults to `0.02`): β_T.
-        beta_schedule (`str`, defaults to `"linear"`): `linear`, `scaled_linear` or `squaredcos_cap_v2`.
+        beta_schedule (`str`, defaults to `"linear"`): `linear`, `scaled_linear`, `squaredcos_cap_v2` or `sigmoid`.
         trained_betas (`list[float]`, *optional*): β_1…β_T, in place of a named schedule.
-        variance_type (`str`, defaults to `"fixed_small"`): `fixed_small` (β̃) or `fixed_large` (β).
+        variance_type (`str`, defaults to `"fixed_small"`): `fixed_small` (β̃), `fixed_large` (β), `analytic` (Bao et al.
+            2022), `learned_range` (Nichol & Dhariwal 2021) or `learned` (the log variance itself); the last two need a
+            network with twice the channels. `fixed_small_log` and `fixed_large_log` are other names of the first two.
         clip_sample (`bool`, defaults to `True`): clamp x̂_0 to ±`clip_sample_range` in every step.
         prediction_type (`str`, defaults to `"epsilon"`): what the network predicts: `epsilon`, `sample` (x_0) or
             `v_prediction`.
+        thresholding (`bool`, defaults to `False`): dynamic thresholding of x̂_0 (Saharia et al. 2022, arXiv:2205.11487),
+            in place of `clip_sample`.
+        dynamic_thresholding_ratio (`float`, defaults to `0.995`): the quantile of |x̂_0| that becomes the threshold.
         clip_sample_range (`float`, defaults to `1.0`): the bound of `clip_sample`.
+        sample_max_value (`float`, defaults to `1.0`): the largest threshold; at 1 it is plain clipping.
         timestep_spacing (`str`, defaults to `"leading"`): which n of the T timesteps are used: `leading`, `trailing`
-            or `linspace` (Lin et al. 2023, arXiv:2305.08891, table 2). `trailing` always starts at T−1.
+            or `linspace` (Lin et al. 2023, arXiv:2305.08891, table 2). The last two always start at T−1.
         steps_offset (`int`, defaults to `0`): added to `leading` timesteps.
+        rescale_betas_zero_snr (`bool`, defaults to `False`): make ᾱ_T exactly 0 (Lin et al. 2023, algorithm 1). Needs
+            `v_prediction` or `sample`: at ᾱ_T = 0 the noise says nothing about x_0.
+        original_sample_variances (`list[float]`, *optional*): for `analytic`: V_1…V_T, the mean variance of x_0 given
+            x_t per dimension, as [`estimate_original_sample_variances`] finds them.
 
     Raises:
         ValueError: for an argument that is outside its range, naming it, its value and what is allowed.
@@ -91,58 +151,61 @@ class DDPMHubScheduler(SchedulerMixin, ConfigMixin):
         beta_end: float = 0.02,
         beta_schedule: str = "linear",
         trained_betas: list[float] | None = None,
-        variance_type: str = "fixed_small",
+        variance_type: str | None = "fixed_small",
         clip_sample: bool = True,
         prediction_type: str = "epsilon",
+        thresholding: bool = False,
+        dynamic_thresholding_ratio: float = 0.995,
         clip_sample_range: float = 1.0,
+        sample_max_value: float = 1.0,
         timestep_spacing: str = "leading",
         steps_offset: int = 0,
+        rescale_betas_zero_snr: bool = False,
+        original_sample_variances: list[float] | None = None,
     ):
-        _check_choice("beta_schedule", beta_schedule, BETA_SCHEDULES)
-        _check_choice("variance_type", variance_type, VARIANCE_TYPES)
-        _check_choice("prediction_type", prediction_type, PREDICTION_TYPES)
-        _check_choice("timestep_spacing", timestep_spacing, TIMESTEP_SPACINGS)
-        if clip_sample and not 0 < clip_sample_range < math.inf:
-            raise ValueError(f"`clip_sample_range` is {clip_sample_range}; it must be a positive number.")
-
+        check_choice("variance_type", variance_type, tuple(VARIANCE_TYPES))
+        check_choice("prediction_type", prediction_type, PREDICTION_TYPES)
+        check_choice("timestep_spacing", timestep_spacing, TIMESTEP_SPACINGS)
+        check_integer("steps_offset", steps_offset, 0, math.inf)
+        check_bounds("clip_sample_range", clip_sample_range, 0, math.inf)
+        check_bounds("sample_max_value", sample_max_value, 0, math.inf)
+        if not 0 < dynamic_thresholding_ratio <= 1:
+            raise ValueError(
+                f"`dynamic_thresholding_ratio` is {dynamic_thresholding_ratio}; it must be above 0 and at most 1."
+            )
         if trained_betas is not None:
-            betas = torch.as_tensor(trained_betas, dtype=torch.float64)
+            betas = checked_betas(trained_betas)
             # The length is the fact; the stored config must not say another T (peers keep 1000 timesteps here).
             self.register_to_config(num_train_timesteps=len(betas), trained_betas=betas.tolist())
-            _check_betas("trained_betas", betas)
         else:
-            if num_train_timesteps < 1:
-                raise ValueError(f"`num_train_timesteps` is {num_train_timesteps}; it must be at least 1.")
-            if beta_schedule != "squaredcos_cap_v2":
-                for name, beta in (("beta_start", beta_start), ("beta_end", beta_end)):
-                    if not 0 < beta < 1:
-                        raise ValueError(f"`{name}` is {beta}; a variance of the forward step lies between 0 and 1.")
-                if beta_end < beta_start:
-                    raise ValueError(
-                        f"`beta_end` is {beta_end}, below `beta_start` = {beta_start}; β must not fall with t."
-                    )
+            check_schedule(beta_schedule, num_train_timesteps, beta_start, beta_end)
             betas = make_betas(beta_schedule, num_train_timesteps, beta_start, beta_end)
 
-        self.betas = betas
-        self.alphas = 1.0 - betas
         # Indexed by the paper's time: entry 0 is clean data, entry T is noise.
         self._log_alphas_cumprod = log_alphas_cumprod(betas)
+        if rescale_betas_zero_snr:
+            if prediction_type == "epsilon" or len(betas) < 2:
+                raise ValueError(
+                    "`rescale_betas_zero_snr` is True, which makes x_T pure noise: no ε says anything about x_0 there. Use "
+                    f"`prediction_type` = 'v_prediction' or 'sample' (it is {prediction_type!r}) and T of at least 2."
+                )
+            self._log_alphas_cumprod = rescale_zero_terminal_snr(self._log_alphas_cumprod)
+            betas = -torch.expm1(self._log_alphas_cumprod.diff())
+        self.betas = betas
+        self.alphas = 1.0 - betas
         self.alphas_cumprod = self._log_alphas_cumprod[1:].exp()
-        final = self.alphas_cumprod[-1].item()
-        if final > LARGEST_FINAL_ALPHA_BAR:
-            # log ᾱ_T grows in proportion to T where the range of β stays.
-            enough = math.ceil(len(betas) * math.log(LARGEST_FINAL_ALPHA_BAR) / math.log(final))
-            warnings.warn(
-                f"ᾱ_T = {final:.3g} at T = {len(betas)}: x_T keeps {math.sqrt(final):.1%} of the data, so pure noise, "
-                f"where sampling starts, is not what the network was trained on. ᾱ_T ≤ {LARGEST_FINAL_ALPHA_BAR:g} needs "
-                f"about T = {enough} with these β, or a larger `beta_end`.",
-                stacklevel=3,  # past register_to_config's wrapper, to the caller
-            )
+        self._warn_if_data_is_left(self.config)
 
+        self._variance_type = VARIANCE_TYPES[variance_type]
+        self._original_sample_variances = checked_variances(original_sample_variances, self._variance_type, len(betas))
+        self._clip_range = clip_sample_range if clip_sample and not thresholding else None
+        self._thresholding = (dynamic_thresholding_ratio, sample_max_value) if thresholding else None
         self.init_noise_sigma = 1.0
         self.num_inference_steps: int | None = None
         self.timesteps = torch.arange(len(betas) - 1, -1, -1)
         self._steps: dict[int, _StepWeights] | None = None
+        self._step_tables: dict[torch.dtype, torch.Tensor] = {}
+        self._forward_tables: dict[tuple, torch.Tensor] = {}
 
     def __len__(self) -> int:
         return len(self.betas)
@@ -151,92 +214,224 @@ class DDPMHubScheduler(SchedulerMixin, ConfigMixin):
         """Returns `sample` unchanged: DDPM feeds x_t to the network as it is."""
         return sample
 
+    def _warn_if_data_is_left(self, config) -> None:
+        final, num_train = self.alphas_cumprod[-1].item(), len(self.betas)
+        if final <= LARGEST_FINAL_ALPHA_BAR:
+            return
+        remedy = "take larger `trained_betas`, or more of them"
+        if config.trained_betas is None:
+            # log ᾱ_T is nearly proportional to T, so a count beyond all use is known without being looked for.
+            if num_train * math.log(LARGEST_FINAL_ALPHA_BAR) / math.log(final) < 1e6:
+                enough = num_train_timesteps_for(config.beta_start, config.beta_end, config.beta_schedule)
+                remedy = f"these β need T = {enough}"
+            else:
+                remedy = "these β need more than a million steps"
+            if num_train > 10:
+                start, end = beta_range_for(num_train, config.beta_schedule)
+                remedy += f", or this T needs `beta_start` = {start:.3g} and `beta_end` = {end:.3g}"
+        warnings.warn(
+            f"ᾱ_T = {final:.3g} at T = {num_train}: x_T keeps {math.sqrt(final):.1%} of the data, so pure noise, where "
+            f"sampling starts, is not what the network was trained on. For ᾱ_T ≤ {LARGEST_FINAL_ALPHA_BAR:g}, {remedy}.",
+            stacklevel=4,  # past __init__ and register_to_config's wrapper, to the caller
+        )
+
     # --- The schedule of the reverse process ---
 
-    def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None) -> None:
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: str | torch.device | None = None,
+        timesteps: list[int] | None = None,
+    ) -> None:
         """Chooses the n timesteps that sampling visits, n distinct and falling, and computes every step's weights.
 
         Args:
-            num_inference_steps (`int`): n, from 1 to T.
-            device (`str` or `torch.device`, *optional*): where `timesteps` is put.
+            num_inference_steps (`int`, *optional*): n, from 1 to T, spaced by `timestep_spacing`.
+            device (`str` or `torch.device`, *optional*): where `timesteps` and the tables for tensor timesteps are put.
+            timesteps (`list[int]`, *optional*): the timesteps themselves, in place of their number.
 
         Raises:
-            ValueError: if n is not in 1…T, or if the spacing would start where x_t is not noise.
+            ValueError: if n is not in 1…T; if the spacing would start where x_t is not noise; if given timesteps are
+                empty, not falling, repeated or outside 0…T−1.
         """
         num_train = len(self.betas)
-        if not 1 <= num_inference_steps <= num_train:
-            raise ValueError(
-                f"`num_inference_steps` is {num_inference_steps}; it must be from 1 to {num_train}, the number of "
-                f"training timesteps."
-            )
-        timesteps = _spaced_timesteps(
-            self.config.timestep_spacing, num_train, num_inference_steps, self.config.steps_offset
-        )
+        if (num_inference_steps is None) == (timesteps is None):
+            raise ValueError("pass one of `num_inference_steps` and `timesteps`, and not both.")
+        if timesteps is None:
+            check_integer("num_inference_steps", num_inference_steps, 1, num_train)
+            timesteps = self._noisy_start(num_inference_steps)
+        else:
+            timesteps = checked_timesteps(timesteps, num_train)
+        rows = self._step_weights(timesteps)
+        table = torch.full((rows.shape[1], num_train), math.nan, dtype=torch.float64)
+        table[:, timesteps] = rows.T
+        # Where there is no float64 (MPS), float64 samples cannot be either.
+        dtypes = (torch.float32,) if torch.device(device or "cpu").type == "mps" else (torch.float32, torch.float64)
+        self.num_inference_steps = len(timesteps)
+        self.timesteps = torch.tensor(timesteps, device=device)
+        self._steps = {t: _StepWeights(*row) for t, row in zip(timesteps, rows.tolist(), strict=True)}
+        self._step_tables = {dtype: table.to(dtype).to(device or "cpu") for dtype in dtypes}
+
+    def previous_timestep(self, timestep: int | torch.Tensor) -> torch.Tensor:
+        """The next entry of the schedule after `timestep`; −1, clean data, after the last."""
+        timesteps = self.timesteps.tolist()
+        return torch.tensor([*timesteps, -1][timesteps.index(int(timestep)) + 1])
+
+    def _noisy_start(self, num_inference_steps: int) -> list[int]:
+        spacing, num_train = self.config.timestep_spacing, len(self.betas)
+        timesteps = spaced_timesteps(spacing, num_train, num_inference_steps, self.config.steps_offset)
         start = self.alphas_cumprod[timesteps[0]].item()
         if timesteps[0] < num_train - 1 and start > LARGEST_START_ALPHA_BAR:
             raise ValueError(
-                f"`num_inference_steps` = {num_inference_steps} with `timestep_spacing` = "
-                f"{self.config.timestep_spacing!r} starts at timestep {timesteps[0]}, where ᾱ = {start:.3g}: x_t is not "
-                f"noise there. Use `timestep_spacing` = 'trailing', which starts at {num_train - 1}."
+                f"`num_inference_steps` = {num_inference_steps} with `timestep_spacing` = {spacing!r} starts at timestep "
+                f"{timesteps[0]}, where ᾱ = {start:.3g}: x_t is not noise there. Use `timestep_spacing` = 'trailing', which "
+                f"starts at {num_train - 1}."
             )
-        self.num_inference_steps = num_inference_steps
-        self.timesteps = torch.tensor(timesteps, device=device)
-        self._steps = self._step_weights(timesteps)
+        return timesteps
 
-    def _step_weights(self, timesteps: list[int]) -> dict[int, "_StepWeights"]:
-        """Every weight that [`step`] applies, by timestep, as Python floats (float64)."""
-        times = torch.tensor([_paper_time(t) for t in timesteps])
+    def _step_weights(self, timesteps: list[int]) -> torch.Tensor:
+        """Every weight that [`step`] applies at η = 1: float64, one row a step, in the order of [`_StepWeights`]."""
+        times = _paper_time(torch.tensor(timesteps))
         following = torch.cat([times[1:], times.new_zeros(1)])  # the last step leads to clean data, t = 0
         log_t, log_s = self._log_alphas_cumprod[times], self._log_alphas_cumprod[following]
-        std = posterior_variance(self.config.variance_type, log_t, log_s).sqrt()
-        std[-1] = 0.0  # z = 0 on the last step ([Ho] algorithm 2), by position
+        adds_noise = torch.ones_like(log_t)
+        adds_noise[-1] = 0.0  # z = 0 on the last step ([Ho] algorithm 2), by position
+        fixed = "fixed_large" if self._variance_type in LEARNED_VARIANCE_TYPES else self._variance_type
+        known = None if self._original_sample_variances is None else self._original_sample_variances[times - 1]
+        log_large = reverse_variance("fixed_large", log_t, log_s).log()
         columns = (
             *original_sample_weights(self.config.prediction_type, log_t),
             *posterior_mean_weights(log_t, log_s),
-            std,
+            reverse_variance(fixed, log_t, log_s, known).sqrt() * adds_noise,
+            torch.where(adds_noise > 0, posterior_variance(log_t, log_s).log(), log_large),
+            log_large,
+            adds_noise,
+            log_t,
+            log_s,
         )
-        rows = torch.stack(columns, dim=1).tolist()
-        return {t: _StepWeights(*row) for t, row in zip(timesteps, rows, strict=True)}
+        return torch.stack(columns, dim=1)
 
-    # --- Forward process and training target ---
+    # --- Forward process, training target, conversions ---
 
-    def add_noise(
-        self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.IntTensor
-    ) -> torch.Tensor:
+    def add_noise(self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         """x_t = √ᾱ_t x_0 + √(1−ᾱ_t) ε ([Ho] equation 4).
 
         Args:
             original_samples (`torch.Tensor`, shape (B, …)): x_0 in [−1, 1].
-            noise (`torch.Tensor`, shape (B, …)): ε ~ N(0, I).
-            timesteps (`torch.IntTensor`, shape (B,) or ()): from 0 to T−1.
+            noise (`torch.Tensor`, like `original_samples`): ε ~ N(0, I).
+            timesteps (`torch.Tensor` of integers, shape (B,), (1,) or (), or `int`): from 0 to T−1. On an accelerator the
+                range is not checked here, which would stop the pipeline; the device's own index check is what is left.
 
         Returns:
             `torch.Tensor`: x_t, in the shape and dtype of `original_samples`.
-        """
-        log_abar = self._log_alpha_bar(timesteps)
-        return _weighted_sum(signal_rate(log_abar), original_samples, noise_rate(log_abar), noise)
 
-    def get_velocity(self, sample: torch.Tensor, noise: torch.Tensor, timesteps: torch.IntTensor) -> torch.Tensor:
+        Raises:
+            ValueError: if shapes or dtypes do not match, or a timestep is outside 0…T−1.
+        """
+        weights = self._forward_weights("marginal", timesteps, original_samples)
+        return weighted_sum(*weights, original_samples, noise, "noise")
+
+    def add_noise_between(
+        self, sample: torch.Tensor, noise: torch.Tensor, source: int | torch.Tensor, target: int | torch.Tensor
+    ) -> torch.Tensor:
+        """x_t = √(ᾱ_t/ᾱ_s) x_s + √(1−ᾱ_t/ᾱ_s) ε, the merge of all steps from s = `source` to t = `target`.
+
+        Args:
+            sample (`torch.Tensor`, shape (B, …)): x_s.
+            noise (`torch.Tensor`, like `sample`): ε ~ N(0, I).
+            source, target (`int` or `torch.Tensor` of shape (B,)): timesteps s ≤ t; s = −1 is clean data.
+        """
+        log_s, log_t = self._log_at("source", source, -1), self._log_at("target", target, 0)
+        if bool((log_s < log_t).any()):
+            raise ValueError(f"`source` is {source}, after `target` = {target}; noise is added forward in time.")
+        log_ratio = torch.where(log_s == log_t, torch.zeros_like(log_t - log_s), log_t - log_s)
+        return weighted_sum(*weights_on(sample, signal_rate(log_ratio), noise_rate(log_ratio)), sample, noise, "noise")
+
+    def get_velocity(self, sample: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         """v = √ᾱ_t ε − √(1−ᾱ_t) x_0, with x_0 = `sample`. Arguments as in [`add_noise`]."""
-        weight_x0, weight_noise = target_weights("v_prediction", self._log_alpha_bar(timesteps))
-        return _weighted_sum(weight_x0, sample, weight_noise, noise)
+        weights = self._forward_weights("v_prediction", timesteps, sample)
+        return weighted_sum(*weights, sample, noise, "noise")
 
     def training_target(
-        self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.IntTensor
+        self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
     ) -> torch.Tensor:
         """What the network is to predict at x_t for this scheduler's `prediction_type`. Arguments as in [`add_noise`]."""
-        weight_x0, weight_noise = target_weights(self.config.prediction_type, self._log_alpha_bar(timesteps))
-        return _weighted_sum(weight_x0, original_samples, weight_noise, noise)
+        weights = self._forward_weights(self.config.prediction_type, timesteps, original_samples)
+        return weighted_sum(*weights, original_samples, noise, "noise")
 
-    def _log_alpha_bar(self, timesteps: torch.Tensor) -> torch.Tensor:
-        timesteps = torch.as_tensor(timesteps, device="cpu")
-        if timesteps.is_floating_point() or timesteps.is_complex():
-            raise ValueError(f"`timesteps` has dtype {timesteps.dtype}; it must hold integers.")
-        if timesteps.numel() and not 0 <= timesteps.min() <= timesteps.max() < len(self.betas):
-            raise ValueError(
-                f"`timesteps` runs from {timesteps.min()} to {timesteps.max()}; it must lie in 0…{len(self.betas) - 1}."
+    def convert_prediction(
+        self,
+        model_output: torch.Tensor,
+        sample: torch.Tensor,
+        timesteps: torch.Tensor,
+        target_type: str,
+        source_type: str | None = None,
+    ) -> torch.Tensor:
+        """Turns a prediction of ε, x_0 or v at x_t into another.
+
+        Args:
+            model_output (`torch.Tensor`, shape (B, …)): the prediction, of `source_type` (by default `prediction_type`).
+            sample (`torch.Tensor`, like `model_output`): x_t.
+            timesteps (`torch.Tensor` of integers, shape (B,) or (), or `int`): t.
+            target_type (`str`): `epsilon`, `sample` or `v_prediction`.
+        """
+        source_type = source_type or self.config.prediction_type
+        check_choice("target_type", target_type, PREDICTION_TYPES)
+        check_choice("source_type", source_type, PREDICTION_TYPES)
+        if source_type == target_type:
+            return model_output
+        log_abar = self._log_at("timesteps", timesteps, 0)
+        if source_type == "epsilon" and bool(torch.isinf(log_abar).any()):
+            raise ValueError("`timesteps` has an entry with ᾱ = 0, where ε says nothing about x_0; convert v or x_0.")
+        weights = conversion_weights(source_type, target_type, log_abar)
+        return weighted_sum(*weights_on(sample, *weights), model_output, sample, "sample")
+
+    def snr(self, timesteps: int | torch.Tensor) -> torch.Tensor:
+        """SNR(t) = ᾱ_t/(1−ᾱ_t), float64, in the shape of `timesteps`."""
+        return snr(self._log_at("timesteps", timesteps, 0))
+
+    def posterior(
+        self,
+        sample: torch.Tensor,
+        original_sample: torch.Tensor,
+        timestep: int | torch.Tensor,
+        previous: int | torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and variance of q(x_s | x_t, x_0) for any s < t ([Ho] equations 6 and 7).
+
+        Args:
+            sample (`torch.Tensor`, shape (B, …)): x_t.
+            original_sample (`torch.Tensor`, like `sample`): x_0.
+            timestep, previous (`int` or `torch.Tensor` of shape (B,)): t and s; s = −1 is clean data.
+
+        Returns:
+            The mean, like `sample`, and the variance, float64, in the shape of `timestep`.
+        """
+        log_t, log_s = self._log_at("timestep", timestep, 0), self._log_at("previous", previous, -1)
+        if bool((log_s <= log_t).any()):
+            raise ValueError(f"`previous` is {previous}; it must be before `timestep` = {timestep}.")
+        weights = weights_on(sample, *posterior_mean_weights(log_t, log_s))
+        return weighted_sum(*weights, original_sample, sample, "sample"), posterior_variance(log_t, log_s)
+
+    def _forward_weights(self, kind: str, timesteps, sample: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The weights of x_0 and ε at each sample's timestep, from a table that lies on the sample's device."""
+        dtype = compute_dtype(sample)
+        key = (kind, dtype, sample.device)
+        if key not in self._forward_tables:
+            log_abar = self._log_alphas_cumprod[1:]
+            pair = (
+                (signal_rate(log_abar), noise_rate(log_abar)) if kind == "marginal" else target_weights(kind, log_abar)
             )
-        return self._log_alphas_cumprod[_paper_time(timesteps)]
+            self._forward_tables[key] = torch.stack(pair).to(dtype).to(sample.device)
+        timesteps = torch.as_tensor(timesteps, device=sample.device)
+        check_timesteps("timesteps", timesteps, 0, len(self.betas) - 1)
+        return broadcast_rows(self._forward_tables[key][:, timesteps], sample)
+
+    def _log_at(self, name: str, timesteps, smallest: int) -> torch.Tensor:
+        """log ᾱ, float64, at timesteps from `smallest` (−1 for clean data) to T−1."""
+        timesteps = torch.as_tensor(timesteps)
+        check_timesteps(name, timesteps, smallest, len(self.betas) - 1)
+        return self._log_alphas_cumprod.to(timesteps.device)[_paper_time(timesteps)]
 
     # --- Reverse process ---
 
@@ -247,60 +442,176 @@ class DDPMHubScheduler(SchedulerMixin, ConfigMixin):
         sample: torch.Tensor,
         generator: torch.Generator | list[torch.Generator] | None = None,
         return_dict: bool = True,
+        *,
+        eta: float = 1.0,
+        variance_noise: torch.Tensor | None = None,
     ) -> DDPMSchedulerOutput | tuple[torch.Tensor, torch.Tensor]:
         """One reverse step ([Ho] algorithm 2): from x_t to x_s, s being the next entry of the schedule.
 
         Args:
-            model_output (`torch.Tensor`, shape (B, …)): the network's prediction at x_t.
-            timestep (`int` or 0-d `torch.Tensor`): t, an entry of `timesteps`.
-            sample (`torch.Tensor`, shape (B, …)): x_t.
+            model_output (`torch.Tensor`, shape (B, C, …), or (B, 2C, …) for a learned variance): the prediction at x_t.
+            timestep (`int`, or `torch.Tensor` of shape (), (1,) or (B,)): t, an entry of `timesteps`, for all or for each
+                sample. An accelerator's tensor is not read on the host: a time outside the schedule gives NaN there.
+            sample (`torch.Tensor`, shape (B, C, …)): x_t.
             generator (`torch.Generator` or a list of B, *optional*): the source of z; with a list, image i's noise
                 comes from generator i alone.
             return_dict (`bool`, defaults to `True`): an output object, or the tuple of its two fields.
+            eta (`float`, defaults to `1.0`): η from 0 (DDIM, deterministic) to 1 (DDPM): the noise's standard deviation
+                is multiplied by it and the mean is the one that belongs to it (arXiv:2010.02502, equation 12).
+            variance_noise (`torch.Tensor`, like `sample`, *optional*): z itself, in place of a generator.
 
         Returns:
             `DDPMSchedulerOutput`: `prev_sample` (x_s) and `pred_original_sample` (x̂_0), in `sample`'s dtype.
 
         Raises:
-            ValueError: before `set_timesteps`, at a timestep outside the schedule, or if the shapes differ.
+            ValueError: before `set_timesteps`, at a timestep outside the schedule, or if shapes or dtypes do not match.
         """
-        weights = self._weights_at(timestep)
-        if model_output.shape != sample.shape:
-            raise ValueError(
-                f"`model_output` has shape {tuple(model_output.shape)} and `sample` {tuple(sample.shape)}; they must be "
-                f"equal."
-            )
-        compute_dtype = _compute_dtype(sample.dtype)
-        x_t, output = sample.to(compute_dtype), model_output.to(compute_dtype)
+        weights = self._weights_at(timestep, sample, eta)
+        output, learned = self._split(model_output, sample)
+        dtype = compute_dtype(sample)
+        x_t, output = sample.to(dtype), output.to(dtype)
 
         # 1. x̂_0 from x_t and the prediction ([Ho] equation 15)
-        pred_original = torch.mul(x_t, weights.x0_from_sample).add_(output, alpha=weights.x0_from_output)
-        if self.config.clip_sample:
-            pred_original.clamp_(-self.config.clip_sample_range, self.config.clip_sample_range)
+        pred_original = linear_combination(weights.x0_from_sample, x_t, weights.x0_from_output, output)
+        pred_original = self._bounded(pred_original)
 
-        # 2. The mean of q(x_s | x_t, x̂_0) ([Ho] equation 7)
-        prev_sample = torch.mul(pred_original, weights.mean_from_x0).add_(x_t, alpha=weights.mean_from_sample)
-
-        # 3. Plus σ z, except on the last step
-        if weights.std > 0:
-            noise = randn_tensor(sample.shape, generator=generator, device=sample.device, dtype=compute_dtype)
-            prev_sample.add_(noise, alpha=weights.std)
+        # 2. The mean of q(x_s | x_t, x̂_0) ([Ho] equation 7), 3. plus σ z, except on the last step
+        prev_sample = linear_combination(weights.mean_from_x0, pred_original, weights.mean_from_sample, x_t)
+        if eta > 0 and not (isinstance(weights.adds_noise, float) and weights.adds_noise == 0):
+            std = weights.std
+            if learned is not None:
+                std = self._learned_std(weights, learned.to(dtype)) * eta
+            prev_sample = add_scaled(prev_sample, std, self._noise(sample, dtype, generator, variance_noise))
 
         prev_sample, pred_original = prev_sample.to(sample.dtype), pred_original.to(sample.dtype)
         if not return_dict:
             return prev_sample, pred_original
         return DDPMSchedulerOutput(prev_sample=prev_sample, pred_original_sample=pred_original)
 
-    def _weights_at(self, timestep: int | torch.Tensor) -> "_StepWeights":
+    def step_inverse(
+        self, model_output: torch.Tensor, timestep: int | torch.Tensor, sample: torch.Tensor
+    ) -> torch.Tensor:
+        """One step of DDIM inversion: from x_s back to x_t, s being the entry of the schedule after t = `timestep`.
+
+        The step of η = 0 solved for x_t, with the prediction that the network makes for x_s at t, in place of the one
+        for x_t that is not known yet (arXiv:2010.02502, section 4.3). Given the same ε it is the exact inverse.
+
+        Args:
+            model_output (`torch.Tensor`, shape (B, C, …)): the network's prediction for x_s and `timestep`.
+            timestep (`int`, or `torch.Tensor` of shape (), (1,) or (B,)): t, an entry of `timesteps`.
+            sample (`torch.Tensor`, like `model_output`): x_s; clean data for the last entry.
+
+        Returns:
+            `torch.Tensor`: x_t, in the dtype of `sample`.
+        """
+        weights = self._weights_at(timestep, sample, 1.0)
+        output, _ = self._split(model_output, sample)
+        log_t, log_s = (torch.as_tensor(log, dtype=torch.float64) for log in (weights.log_abar_t, weights.log_abar_s))
+        a, b = ddim_inversion_weights(log_t, log_s)
+        c, d = conversion_weights(self.config.prediction_type, "epsilon", log_t)
+        dtype = compute_dtype(sample)
+        moved = [weight.to(dtype).to(sample.device) for weight in (a + b * d, b * c)]
+        return (moved[0] * sample.to(dtype) + moved[1] * output.to(dtype)).to(sample.dtype)
+
+    def predict_original_sample(
+        self, model_output: torch.Tensor, sample: torch.Tensor, timesteps: int | torch.Tensor
+    ) -> torch.Tensor:
+        """x̂_0 as [`step`] computes it, clipping included, for timesteps in or outside the schedule.
+
+        Arguments as in [`convert_prediction`]; a learned variance must be split off before.
+        """
+        estimate = self.convert_prediction(model_output, sample, timesteps, "sample")
+        return self._bounded(estimate.clone() if estimate is model_output else estimate)
+
+    def _bounded(self, pred_original: torch.Tensor) -> torch.Tensor:
+        """x̂_0 clipped or thresholded as configured, in place where it can be."""
+        if self._clip_range is not None:
+            return pred_original.clamp_(-self._clip_range, self._clip_range)
+        if self._thresholding is not None:
+            return dynamic_threshold(pred_original, *self._thresholding)
+        return pred_original
+
+    def _weights_at(self, timestep: int | torch.Tensor, sample: torch.Tensor, eta: float) -> _StepWeights:
         if self._steps is None:
             raise ValueError("`step` was called before `set_timesteps`; call `set_timesteps(n)` first.")
-        try:
-            return self._steps[int(timestep)]
-        except KeyError:
+        if not 0 <= eta <= 1:
+            raise ValueError(f"`eta` is {eta}; it must be from 0 (DDIM) to 1 (DDPM).")
+        compiling = torch.compiler.is_compiling()
+        if isinstance(timestep, torch.Tensor):
+            if timestep.is_floating_point() or timestep.is_complex() or timestep.dtype == torch.bool:
+                raise ValueError(f"`timestep` has dtype {timestep.dtype}; it must hold integers.")
+            if timestep.device.type == "cpu" and not compiling:
+                if timestep.numel() == 1:
+                    timestep = int(timestep)
+                else:
+                    for t in set(timestep.flatten().tolist()):
+                        self._check_in_schedule(t)
+        if not isinstance(timestep, torch.Tensor) and not compiling:
+            timestep = operator.index(timestep)
+            self._check_in_schedule(timestep)
+            weights = self._steps[timestep]
+        else:
+            # A tensor, or a number that torch.compile must not specialise on.
+            table = self._step_tables[compute_dtype(sample)].to(sample.device)
+            weights = _StepWeights(*broadcast_rows(table[:, timestep], sample))
+        return weights if eta == 1 else _with_eta(weights, eta)
+
+    def _check_in_schedule(self, timestep: int) -> None:
+        if timestep not in self._steps:
             raise ValueError(
-                f"`timestep` is {int(timestep)}, which is not in the schedule of {self.num_inference_steps} steps set by "
+                f"`timestep` is {timestep}, which is not in the schedule of {self.num_inference_steps} steps set by "
                 f"`set_timesteps`; take the entries of `timesteps`."
-            ) from None
+            )
+
+    def _split(self, model_output: torch.Tensor, sample: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The prediction, and what the network says of the variance where that is learned."""
+        learned = self._variance_type in LEARNED_VARIANCE_TYPES
+        wanted = (
+            (sample.shape[0], 2 * sample.shape[1], *sample.shape[2:]) if learned and sample.ndim > 1 else sample.shape
+        )
+        if model_output.shape != wanted:
+            also = (
+                f", twice the channels of `sample`: the prediction and the variance (`variance_type` = "
+                f"{self.config.variance_type!r})" if learned else ", the shape of `sample`"
+            )  # fmt: skip
+            if not learned and sample.ndim > 1 and model_output.shape[1:2] == (2 * sample.shape[1],):
+                also += "; a network with twice the channels needs `variance_type` = 'learned_range'"
+            raise ValueError(f"`model_output` has shape {tuple(model_output.shape)}; it must be {tuple(wanted)}{also}.")
+        if not sample.is_floating_point() or not model_output.is_floating_point():
+            raise ValueError(
+                f"`model_output` has dtype {model_output.dtype} and `sample` {sample.dtype}; both must be floating point."
+            )
+        if model_output.dtype.itemsize > sample.dtype.itemsize:
+            raise ValueError(
+                f"`model_output` has dtype {model_output.dtype}, more than `sample`'s {sample.dtype} can hold; convert one."
+            )
+        return model_output.chunk(2, dim=1) if learned else (model_output, None)
+
+    def _learned_std(self, weights: _StepWeights, learned: torch.Tensor) -> torch.Tensor:
+        log_variance = learned
+        if self._variance_type == "learned_range":
+            log_variance = learned_range_log_variance(learned, weights.log_variance_small, weights.log_variance_large)
+        return torch.exp(0.5 * log_variance) * weights.adds_noise
+
+    def _noise(self, sample, dtype, generator, variance_noise) -> torch.Tensor:
+        if variance_noise is None:
+            if isinstance(generator, list) and len(generator) != len(sample):
+                raise ValueError(
+                    f"`generator` has {len(generator)} entries for a batch of {len(sample)}; pass one per image."
+                )
+            return randn_tensor(sample.shape, generator=generator, device=sample.device, dtype=dtype)
+        if variance_noise.shape != sample.shape:
+            raise ValueError(
+                f"`variance_noise` has shape {tuple(variance_noise.shape)}; it must be {tuple(sample.shape)}, the shape of "
+                f"`sample`."
+            )
+        return variance_noise.to(dtype)
+
+    def _get_variance(self, t: int, predicted_variance=None, variance_type: str | None = None) -> torch.Tensor:
+        """What diffusers' scheduler calls the variance of the step at t: the fixed one of this schedule."""
+        weights = self._weights_at(t, torch.empty(0), 1.0)
+        log_t, log_s = (torch.tensor(log, dtype=torch.float64) for log in (weights.log_abar_t, weights.log_abar_s))
+        return reverse_variance(variance_type or "fixed_small", log_t, log_s)
 
 
 def _paper_time(timestep):
@@ -308,56 +619,9 @@ def _paper_time(timestep):
     return timestep + 1
 
 
-def _spaced_timesteps(spacing: str, num_train: int, num_steps: int, offset: int) -> list[int]:
-    """The n timesteps of a spacing, falling, in exact rational arithmetic rounded half to even."""
-    if spacing == "trailing":
-        return [round(Fraction(num_train * k, num_steps)) - 1 for k in range(num_steps, 0, -1)]
-    if spacing == "linspace":
-        if num_steps == 1:
-            return [num_train - 1]  # one step can only start at noise
-        return [round(Fraction((num_train - 1) * k, num_steps - 1)) for k in range(num_steps - 1, -1, -1)]
-    stride = num_train // num_steps
-    timesteps = [k * stride + offset for k in range(num_steps - 1, -1, -1)]
-    if not 0 <= timesteps[-1] <= timesteps[0] < num_train:
-        raise ValueError(
-            f"`steps_offset` is {offset}; with {num_steps} steps it puts the schedule at {timesteps[0]}…{timesteps[-1]}, "
-            f"outside 0…{num_train - 1}."
-        )
-    return timesteps
-
-
-def _compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Where the arithmetic happens: float64 samples stay float64, all others are computed in float32."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def _weighted_sum(weight_a: torch.Tensor, a: torch.Tensor, weight_b: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """weight_a·a + weight_b·b with one weight per sample, in a's shape and dtype; float64 weights are rounded once."""
-    if a.shape != b.shape:
-        raise ValueError(f"the sample has shape {tuple(a.shape)} and the noise {tuple(b.shape)}; they must be equal.")
-    if weight_a.ndim and weight_a.shape != a.shape[:1]:
-        raise ValueError(
-            f"`timesteps` has shape {tuple(weight_a.shape)}; it must have one entry per sample, {tuple(a.shape[:1])}."
-        )
-    dtype = _compute_dtype(a.dtype)
-
-    def per_sample(weight: torch.Tensor) -> torch.Tensor:
-        return weight.to(dtype).to(a.device).reshape(weight.shape + (1,) * (a.ndim - 1 if weight.ndim else 0))
-
-    return (per_sample(weight_a) * a.to(dtype) + per_sample(weight_b) * b.to(dtype)).to(a.dtype)
-
-
-def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"`{name}` is {value!r}; it must be one of {', '.join(map(repr, allowed))}.")
-
-
-def _check_betas(name: str, betas: torch.Tensor) -> None:
-    if betas.ndim != 1 or len(betas) == 0:
-        raise ValueError(f"`{name}` has shape {tuple(betas.shape)}; it must be a list of at least one number.")
-    if not bool(((betas > 0) & (betas < 1)).all()):
-        raise ValueError(
-            f"`{name}` has entries outside (0, 1) or NaN; a variance of the forward step lies between 0 and 1."
-        )
-    if bool((betas.diff() < 0).any()):
-        raise ValueError(f"`{name}` falls at some t; β must not fall with t.")
+def _with_eta(weights: _StepWeights, eta: float) -> _StepWeights:
+    as_numbers = isinstance(weights.log_abar_t, float)
+    log_t, log_s = (torch.as_tensor(log, dtype=torch.float64) for log in (weights.log_abar_t, weights.log_abar_s))
+    mean = ddim_mean_weights(eta, log_t, log_s)
+    mean = [w.item() for w in mean] if as_numbers else [w.to(weights.std.dtype) for w in mean]
+    return weights._replace(mean_from_x0=mean[0], mean_from_sample=mean[1], std=weights.std * eta)

@@ -6,6 +6,7 @@ import torch
 from mpmath import mp, mpf
 
 from ddpm_hub import ddpm_equations as eq
+from ddpm_hub import ddpm_noise_schedules as ns
 
 SCHEDULES = [("linear", 1000), ("linear", 2000), ("scaled_linear", 1000), ("squaredcos_cap_v2", 1000),
              ("squaredcos_cap_v2", 4000)]  # fmt: skip
@@ -47,7 +48,7 @@ def relative_error(value, exact: mpf) -> float:
 
 
 def computed(schedule: str, num_train: int) -> torch.Tensor:
-    return eq.log_alphas_cumprod(eq.make_betas(schedule, num_train, BETA_START, BETA_END))
+    return ns.log_alphas_cumprod(ns.make_betas(schedule, num_train, BETA_START, BETA_END))
 
 
 def some_times(num_train: int) -> list[int]:
@@ -58,7 +59,7 @@ def some_times(num_train: int) -> list[int]:
 @pytest.mark.parametrize(("schedule", "num_train"), SCHEDULES)
 class TestAgainstExactArithmetic:
     def test_betas(self, schedule, num_train):
-        betas = eq.make_betas(schedule, num_train, BETA_START, BETA_END).tolist()
+        betas = ns.make_betas(schedule, num_train, BETA_START, BETA_END).tolist()
         assert len(betas) == num_train
         exact = exact_betas(schedule, num_train)
         assert max(relative_error(b, e) for b, e in zip(betas, exact, strict=True)) < FLOAT64
@@ -82,8 +83,8 @@ class TestAgainstExactArithmetic:
                 )
                 values = (
                     *eq.posterior_mean_weights(log_abar[t], log_abar[s]),
-                    eq.posterior_variance("fixed_small", log_abar[t], log_abar[s]),
-                    eq.posterior_variance("fixed_large", log_abar[t], log_abar[s]),
+                    eq.posterior_variance(log_abar[t], log_abar[s]),
+                    eq.reverse_variance("fixed_large", log_abar[t], log_abar[s]),
                 )
                 for value, wanted in zip(values, exact, strict=True):
                     assert relative_error(value.item(), wanted) < FLOAT64, (t, s)
@@ -116,7 +117,7 @@ def test_the_last_step_returns_the_original_sample_exactly():
     weight_x0, weight_xt = eq.posterior_mean_weights(log_abar[1:], log_abar[0])
     assert (weight_x0 == 1).all()
     assert (weight_xt == 0).all()
-    assert (eq.posterior_variance("fixed_small", log_abar[1:], log_abar[0]) == 0).all()
+    assert (eq.posterior_variance(log_abar[1:], log_abar[0]) == 0).all()
 
 
 def test_pixels_survive_the_round_trip():
@@ -137,11 +138,11 @@ def test_samples_outside_the_range_are_clamped_not_wrapped():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: eq.make_betas("cosine", 10, 1e-4, 0.02), "`beta_schedule` is 'cosine'.*squaredcos_cap_v2"),
+        (lambda: ns.make_betas("cosine", 10, 1e-4, 0.02), "`beta_schedule` is 'cosine'.*squaredcos_cap_v2"),
         (lambda: eq.target_weights("eps", torch.tensor(-1.0)), "`prediction_type` is 'eps'.*epsilon"),
         (lambda: eq.original_sample_weights("eps", torch.tensor(-1.0)), "`prediction_type` is 'eps'.*epsilon"),
         (
-            lambda: eq.posterior_variance("small", torch.tensor(-2.0), torch.tensor(-1.0)),
+            lambda: eq.reverse_variance("small", torch.tensor(-2.0), torch.tensor(-1.0)),
             "`variance_type`.*fixed_small",
         ),
         (lambda: eq.normalize(torch.zeros(2)), "`pixels` has dtype torch.float32"),

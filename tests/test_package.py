@@ -9,13 +9,36 @@ import pytest
 from conftest import REPOSITORY, run_python
 
 import ddpm_hub
+from ddpm_hub.pipeline_ddpm_hub import CODE_FILES
 
 PACKAGE = REPOSITORY / "ddpm_hub"
 # What each file of the package may import: data flows from the top to the bottom.
 ALLOWED = {
-    "ddpm_equations": {"math", "torch"},
-    "scheduling_ddpm_hub": {".ddpm_equations", "diffusers", "torch"},
-    "pipeline_ddpm_hub": {".ddpm_equations", ".scheduling_ddpm_hub", "PIL", "diffusers", "numpy", "torch"},
+    "ddpm_equations": {"torch"},
+    "ddpm_sample_arithmetic": {"torch"},
+    "ddpm_noise_schedules": {"torch"},
+    "ddpm_argument_checks": {".ddpm_noise_schedules", "torch"},
+    "scheduling_ddpm_hub": {
+        ".ddpm_argument_checks",
+        ".ddpm_equations",
+        ".ddpm_noise_schedules",
+        ".ddpm_sample_arithmetic",
+        "diffusers",
+        "torch",
+    },
+    "analytic_variance": {".scheduling_ddpm_hub", "diffusers", "torch", "tqdm"},
+    "fast_solvers": {".scheduling_ddpm_hub", "diffusers"},
+    "pipeline_ddpm_hub": {
+        ".ddpm_argument_checks",
+        ".ddpm_equations",
+        ".ddpm_noise_schedules",
+        ".ddpm_sample_arithmetic",
+        ".scheduling_ddpm_hub",
+        "PIL",
+        "diffusers",
+        "numpy",
+        "torch",
+    },
     "__init__": set(),
 }
 
@@ -55,6 +78,13 @@ def test_published_files_follow_the_rules_of_the_loader():
                 assert node.level == 1, path
                 assert node.module is not None, path
                 assert re.fullmatch(r"\w+", node.module), path
+
+
+def test_published_files_name_all_that_the_loader_must_copy():
+    """diffusers' loader copies the siblings that a file names, not what those import in turn."""
+    for folder, (first, *others) in CODE_FILES.items():
+        named = imports((PACKAGE / first).read_text(encoding="utf-8"))
+        assert {f".{Path(name).stem}" for name in others} <= named, folder
 
 
 def test_importing_the_package_costs_nothing_and_says_nothing():

@@ -1,0 +1,95 @@
+"""Refusals: each names the argument, its value and what is allowed.
+
+This file is copied beside every model that is published: it imports torch and its sibling only.
+"""
+
+import itertools
+import math
+import operator
+
+import torch
+
+from .ddpm_noise_schedules import BETA_SCHEDULES
+
+
+def check_choice(name: str, value: str | None, allowed: tuple) -> None:
+    if value not in allowed:
+        raise ValueError(f"`{name}` is {value!r}; it must be one of {', '.join(repr(a) for a in allowed if a)}.")
+
+
+def check_integer(name: str, value, smallest: int, largest: float) -> None:
+    whole = hasattr(value, "__index__") and not isinstance(value, bool)
+    if not whole or not smallest <= operator.index(value) <= largest:
+        allowed = f"from {smallest} to {largest}" if largest < math.inf else f"at least {smallest}"
+        raise ValueError(f"`{name}` is {value!r}; it must be a whole number, {allowed}.")
+
+
+def check_bounds(name: str, value: float, low: float, high: float) -> None:
+    if not low < value < high:
+        raise ValueError(
+            f"`{name}` is {value}; it must be above {low}" + (f" and below {high}." if high < math.inf else ".")
+        )
+
+
+def check_schedule(beta_schedule: str, num_train_timesteps: int, beta_start: float, beta_end: float) -> None:
+    check_choice("beta_schedule", beta_schedule, BETA_SCHEDULES)
+    check_integer("num_train_timesteps", num_train_timesteps, 1, math.inf)
+    if beta_schedule != "squaredcos_cap_v2":
+        check_bounds("beta_start", beta_start, 0, 1)
+        check_bounds("beta_end", beta_end, 0, 1)
+        if beta_end < beta_start:
+            raise ValueError(f"`beta_end` is {beta_end}, below `beta_start` = {beta_start}; β must not fall with t.")
+
+
+def checked_betas(trained_betas) -> torch.Tensor:
+    betas = torch.as_tensor(trained_betas, dtype=torch.float64)
+    if betas.ndim != 1 or len(betas) == 0:
+        raise ValueError(f"`trained_betas` has shape {tuple(betas.shape)}; it must be a list of at least one number.")
+    if wrong := [beta for beta in betas.tolist() if not 0 < beta < 1]:
+        raise ValueError(f"`trained_betas` contains {wrong[0]}; a variance of the forward step lies between 0 and 1.")
+    if bool((betas.diff() < 0).any()):
+        t = int((betas.diff() < 0).nonzero()[0])
+        raise ValueError(
+            f"`trained_betas` falls from {betas[t]} to {betas[t + 1]} at entry {t + 1}; β must not fall with t."
+        )
+    return betas
+
+
+def checked_variances(variances, variance_type: str, num_train: int) -> torch.Tensor | None:
+    if variance_type != "analytic":
+        return None
+    if variances is None:
+        raise ValueError(
+            "`original_sample_variances` is None; `variance_type` = 'analytic' needs them. Estimate them from data with "
+            "`ddpm_hub.estimate_original_sample_variances`."
+        )
+    variances = torch.as_tensor(variances, dtype=torch.float64)
+    if variances.shape != (num_train,) or not bool((variances >= 0).all()) or bool(variances.isinf().any()):
+        raise ValueError(
+            f"`original_sample_variances` has shape {tuple(variances.shape)}; it must be a list of T = {num_train} numbers, "
+            f"none of them negative, infinite or NaN."
+        )
+    return variances
+
+
+def checked_timesteps(timesteps, num_train: int) -> list[int]:
+    values = [operator.index(t) for t in timesteps] if all(hasattr(t, "__index__") for t in timesteps) else None
+    if not values:
+        raise ValueError(f"`timesteps` is {timesteps!r}; it must be a list of at least one integer.")
+    if not 0 <= min(values) <= max(values) < num_train:
+        raise ValueError(f"`timesteps` runs from {min(values)} to {max(values)}; it must lie in 0…{num_train - 1}.")
+    for t, s in itertools.pairwise(values):
+        if s >= t:
+            raise ValueError(f"`timesteps` has {s} after {t}; it must fall, with no entry twice.")
+    return values
+
+
+def check_timesteps(name: str, timesteps: torch.Tensor, smallest: int, largest: int) -> None:
+    if timesteps.is_floating_point() or timesteps.is_complex() or timesteps.dtype == torch.bool:
+        raise ValueError(f"`{name}` has dtype {timesteps.dtype}; it must hold integers.")
+    # Reading values from an accelerator would make the host wait for it, and a compiled graph break.
+    if timesteps.device.type != "cpu" or torch.compiler.is_compiling() or not timesteps.numel():
+        return
+    low, high = int(timesteps.min()), int(timesteps.max())
+    if low < smallest or high > largest:
+        raise ValueError(f"`{name}` runs from {low} to {high}; it must lie in {smallest}…{largest}.")

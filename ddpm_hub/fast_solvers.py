@@ -1,0 +1,60 @@
+"""diffusers' fast deterministic solvers, with settings that are right for a DDPM's schedule."""
+
+import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from diffusers.schedulers.scheduling_utils import SchedulerMixin
+
+    from .scheduling_ddpm_hub import DDPMHubScheduler
+
+FAST_SOLVERS = ("dpm++", "unipc")
+
+# Solvers step in λ = log(√ᾱ/√(1−ᾱ)), which is unbounded where ᾱ_T nears 0 (cosine, zero terminal SNR). There an error δ
+# of ε becomes δ/√ᾱ in x̂_0; at λ = −5.1, √ᾱ = 0.006, x_t is noise and the factor is bounded.
+SMALLEST_LAMBDA = -5.1
+
+
+def fast_solver(scheduler: "DDPMHubScheduler", name: str = "dpm++") -> "SchedulerMixin":
+    """A stock solver for a network that was trained with `scheduler`; 10 to 30 steps are its range.
+
+    Stock `from_config` leaves a solver that saturates every pixel for a cosine ε-model: λ is unbounded, and nothing
+    clips x̂_0. Here λ is bounded, x̂_0 is clipped as `scheduler` clips it, the last step ends at clean data, and the steps
+    are even in λ where λ is bounded by itself.
+
+    Args:
+        scheduler (`DDPMHubScheduler`): with a fixed or learned variance, which a deterministic solver does not use.
+        name (`str`): `dpm++` (DPM-Solver++ 2M, Lu et al. 2022, arXiv:2211.01095) or `unipc` (Zhao et al. 2023,
+            arXiv:2302.04867).
+
+    Returns:
+        `DPMSolverMultistepScheduler` or `UniPCMultistepScheduler`: call its `set_timesteps` and `step` as in diffusers.
+
+    Raises:
+        ValueError: for an unknown name, or a clipping range that the stock solver cannot have.
+    """
+    from diffusers import DPMSolverMultistepScheduler, UniPCMultistepScheduler
+
+    if name not in FAST_SOLVERS:
+        raise ValueError(f"`name` is {name!r}; it must be one of {', '.join(map(repr, FAST_SOLVERS))}.")
+    config = scheduler.config
+    if config.clip_sample and not config.thresholding and config.clip_sample_range != 1:
+        raise ValueError(
+            f"`clip_sample_range` is {config.clip_sample_range}; diffusers' solvers clip at 1 only. Use `clip_sample` = "
+            f"False, or this scheduler with `eta` = 0."
+        )
+    final = scheduler.alphas_cumprod[-1].item()
+    unbounded = final == 0 or math.log(final / (1 - final)) / 2 < SMALLEST_LAMBDA
+    settings = {
+        "final_sigmas_type": "zero",
+        "lower_order_final": True,
+        "timestep_spacing": "trailing",
+        "thresholding": config.thresholding or config.clip_sample,
+    }
+    if not config.thresholding:
+        settings["sample_max_value"] = 1.0  # the threshold is then 1 in every sample: plain clipping
+    if name == "unipc":
+        return UniPCMultistepScheduler.from_config(config, **settings)
+    settings |= {"algorithm_type": "dpmsolver++", "solver_order": 2}
+    settings |= {"lambda_min_clipped": SMALLEST_LAMBDA} if unbounded else {"use_lu_lambdas": True}
+    return DPMSolverMultistepScheduler.from_config(config, **settings)
