@@ -93,3 +93,15 @@ def check_timesteps(name: str, timesteps: torch.Tensor, smallest: int, largest: 
     low, high = int(timesteps.min()), int(timesteps.max())
     if low < smallest or high > largest:
         raise ValueError(f"`{name}` runs from {low} to {high}; it must lie in {smallest}…{largest}.")
+
+
+def check_generators(generator, batch_size: int) -> None:
+    """A `torch.Generator`, a list of one per image, or `None`."""
+    if generator is None or isinstance(generator, torch.Generator):
+        return
+    if not isinstance(generator, list) or not all(isinstance(g, torch.Generator) for g in generator):
+        raise ValueError(f"`generator` is {generator!r}; it must be a torch.Generator, or a list of one per image.")
+    if len(generator) != batch_size:
+        raise ValueError(
+            f"`generator` has {len(generator)} entries for a batch of {batch_size}; pass one, or one per image."
+        )

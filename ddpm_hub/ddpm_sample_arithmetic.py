@@ -1,9 +1,11 @@
 """Arithmetic on samples: weights are numbers, or tensors that broadcast; low precision is computed in float32.
 
-This file imports torch only: it is copied beside every model that is published.
+This file imports torch and its sibling only: it is copied beside every model that is published.
 """
 
 import torch
+
+from .ddpm_argument_checks import check_generators
 
 Number = float | torch.Tensor
 
@@ -11,6 +13,12 @@ Number = float | torch.Tensor
 def compute_dtype(sample: torch.Tensor) -> torch.dtype:
     """Where the arithmetic happens: float64 samples stay float64, all others are computed in float32."""
     return torch.float64 if sample.dtype == torch.float64 else torch.float32
+
+
+def computable(tensor: torch.Tensor, like: torch.Tensor | None = None) -> torch.Tensor:
+    """The tensor in the precision in which it, or the sample `like`, is computed; itself where that is its own."""
+    dtype = compute_dtype(tensor if like is None else like)
+    return tensor if tensor.dtype == dtype else tensor.to(dtype)
 
 
 def linear_combination(a: Number, x: torch.Tensor, b: Number, y: torch.Tensor) -> torch.Tensor:
@@ -23,6 +31,31 @@ def linear_combination(a: Number, x: torch.Tensor, b: Number, y: torch.Tensor) -
 def add_scaled(x: torch.Tensor, b: Number, y: torch.Tensor) -> torch.Tensor:
     """x + b·y, in place where b is a number."""
     return x.add_(y, alpha=b) if isinstance(b, float) else torch.addcmul(x, b, y)
+
+
+def draw_noise(
+    sample: torch.Tensor, generator: torch.Generator | list[torch.Generator] | None, std: float = 1.0
+) -> torch.Tensor:
+    """std·z with z ~ N(0, I), in the sample's shape, on its device, in the precision it is computed in.
+
+    With a list, row i comes from generator i alone. A generator of another device draws there, and the noise is copied.
+    """
+    noise = torch.empty_like(sample, dtype=compute_dtype(sample), memory_format=torch.contiguous_format)
+    if generator is None:
+        return noise.normal_(0.0, std)
+    if isinstance(generator, torch.Generator):
+        return _fill(noise, generator, std)
+    check_generators(generator, len(sample))
+    for row, row_generator in zip(noise, generator, strict=True):
+        _fill(row, row_generator, std)
+    return noise
+
+
+def _fill(noise: torch.Tensor, generator: torch.Generator, std: float) -> torch.Tensor:
+    if generator.device == noise.device:
+        return noise.normal_(0.0, std, generator=generator)
+    drawn = torch.empty(noise.shape, dtype=noise.dtype, device=generator.device)
+    return noise.copy_(drawn.normal_(0.0, std, generator=generator))
 
 
 def dynamic_threshold(sample: torch.Tensor, ratio: float, largest: float) -> torch.Tensor:
@@ -42,6 +75,19 @@ def broadcast_rows(weights: torch.Tensor, sample: torch.Tensor) -> tuple[torch.T
             f"{tuple(sample.shape[:1])}."
         )
     return tuple(weights.reshape(*weights.shape, *(1,) * (sample.ndim - 1)))
+
+
+def columns_at(table: torch.Tensor, columns: int | torch.Tensor) -> torch.Tensor:
+    """The columns of a table, by number.
+
+    A tensor of numbers is not read on the host, as plain indexing by one element reads it; and torch.compile makes no
+    constant of a number.
+    """
+    if not isinstance(columns, torch.Tensor):
+        columns = torch.full((1,), columns, dtype=torch.int64, device=table.device)
+    if columns.ndim > 1:
+        raise ValueError(f"`timesteps` has shape {tuple(columns.shape)}; it must have one entry, or one per sample.")
+    return table.index_select(1, columns.reshape(-1).long())
 
 
 def weights_on(sample: torch.Tensor, *weights: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -19,14 +19,13 @@ import torch
 from diffusers import DiffusionPipeline, UNet2DModel
 from diffusers import __version__ as diffusers_version
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
-from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 
 # diffusers' loader copies the siblings that this file names, and not what those import in turn: so all are named here.
-from .ddpm_argument_checks import check_choice, check_integer
+from .ddpm_argument_checks import check_choice, check_generators, check_integer
 from .ddpm_equations import denormalize
 from .ddpm_noise_schedules import log_alphas_cumprod  # noqa: F401
-from .ddpm_sample_arithmetic import compute_dtype  # noqa: F401
+from .ddpm_sample_arithmetic import draw_noise
 from .scheduling_ddpm_hub import DDPMHubScheduler
 
 OUTPUT_TYPES = ("pil", "np", "pt")
@@ -78,6 +77,7 @@ class DDPMHubPipeline(DiffusionPipeline):
 
     def __init__(self, unet: UNet2DModel, scheduler: DDPMHubScheduler, id2label: dict | None = None):
         super().__init__()
+        _check_scheduler(scheduler)
         self.register_modules(unet=unet, scheduler=scheduler)
         # JSON has no integer keys.
         self.register_to_config(id2label={str(k): v for k, v in id2label.items()} if id2label else None)
@@ -142,10 +142,8 @@ class DDPMHubPipeline(DiffusionPipeline):
         ahead: a generator that is closed has done no more work than was asked of it. [`decode`] makes images of a state.
         """
         labels, batch_size = self._check_labels(class_labels, batch_size)
-        if isinstance(generator, list) and len(generator) != batch_size:
-            raise ValueError(
-                f"`generator` has {len(generator)} entries for a batch of {batch_size}; pass one, or one per image."
-            )
+        check_generators(generator, batch_size)
+        _check_scheduler(self.scheduler)  # it may have been replaced
         scheduler = copy.copy(self.scheduler)  # set_timesteps must not disturb another call on this pipeline
         scheduler.set_timesteps(len(scheduler) if num_inference_steps is None else num_inference_steps)
         return self._stream(scheduler, labels, batch_size, generator)
@@ -156,7 +154,7 @@ class DDPMHubPipeline(DiffusionPipeline):
         height, width = (size, size) if isinstance(size, int) else size
         shape = (batch_size, self.unet.config.in_channels, height, width)
         # The state stays float32 whatever the network's precision.
-        sample = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
+        sample = draw_noise(torch.empty(shape, device=device), generator)
         labels = None if labels is None else labels.to(device)
         for step, timestep in enumerate(scheduler.timesteps.tolist()):
             output = self.unet(sample.to(self.unet.dtype), timestep, class_labels=labels, return_dict=False)[0]
@@ -190,8 +188,15 @@ class DDPMHubPipeline(DiffusionPipeline):
             return (None if num_classes is None else torch.full((batch_size,), num_classes)), batch_size
         if num_classes is None:
             raise ValueError("`class_labels` was given, but this model is unconditional; leave it out.")
-        labels = torch.as_tensor(class_labels)
-        if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool or labels.ndim > 1:
+        try:
+            labels = torch.as_tensor(class_labels)
+        except (TypeError, ValueError, RuntimeError):
+            labels = torch.empty(0)
+        flat = labels.ndim <= 1 and labels.numel() > 0
+        whole = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
+        if isinstance(class_labels, list | tuple):
+            whole = whole and not any(isinstance(label, bool) for label in class_labels)
+        if not flat or not whole:
             raise ValueError(f"`class_labels` is {class_labels!r}; it must be an integer or a flat list of integers.")
         labels = labels.long()
         if labels.ndim == 0:
@@ -239,12 +244,29 @@ class DDPMHubPipeline(DiffusionPipeline):
             raise TypeError(f"from_pretrained() got unexpected arguments: {', '.join(unknown)}.")
         if Path(path).is_dir():
             _check_folder(Path(path), needs_weights=unet is None)
-        config = cls.load_config(path, **hub_kwargs)
+        elif str(path).startswith((".", "/", "~", os.sep)) or str(path).count("/") > 1:
+            raise FileNotFoundError(
+                f"`pretrained_model_name_or_path` is {str(path)!r}: there is no such folder. {_REMEDY}"
+            )
+        try:
+            config = cls.load_config(path, **hub_kwargs)
+        except OSError as error:
+            raise OSError(
+                f"`pretrained_model_name_or_path` is {str(path)!r}: no such folder is here, and the Hub gave no pipeline of "
+                f"that name ({type(error).__name__}: {error}). {_REMEDY}"
+            ) from error
         if unet is None:
             unet = UNet2DModel.from_pretrained(
                 path, subfolder="unet", torch_dtype=torch_dtype, variant=variant, use_safetensors=True, **hub_kwargs
             )
         if scheduler is None:
+            stored = config.get("scheduler", [None, None])[1]
+            if stored not in (DDPMHubScheduler.__name__, "DDPMScheduler"):
+                raise ValueError(
+                    f"`scheduler` of {str(path)!r} is a {stored}, which samples in another way than this pipeline does. Pass "
+                    f"`scheduler` = DDPMHubScheduler.from_pretrained({str(path)!r}, subfolder='scheduler') for the same noise "
+                    f"schedule, or load with DiffusionPipeline."
+                )
             scheduler = DDPMHubScheduler.from_pretrained(path, subfolder="scheduler", **hub_kwargs)
         return cls(unet=unet.eval(), scheduler=scheduler, id2label=config.get("id2label"))
 
@@ -256,6 +278,7 @@ class DDPMHubPipeline(DiffusionPipeline):
         `model_index.json` appears whole and last: an interrupted save is never taken for a finished one.
         """
         folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
         index = {"_class_name": ["pipeline_ddpm_hub", "DDPMHubPipeline"], "_diffusers_version": diffusers_version}
         for name, component in sorted(self.components.items()):
             cls = type(component)
@@ -273,7 +296,20 @@ class DDPMHubPipeline(DiffusionPipeline):
             self.push_to_hub(kwargs.pop("repo_id", folder.name), **kwargs)
 
 
+_REMEDY = "Train a model with `make train`, or pass the output folder of a training run."
+
+
+def _check_scheduler(scheduler) -> None:
+    # By name: in modules that diffusers loads from a folder, the class is another object at each look-up.
+    if type(scheduler).__name__ != DDPMHubScheduler.__name__:
+        raise ValueError(
+            f"`scheduler` is a {type(scheduler).__name__}; it must be a DDPMHubScheduler. "
+            f"DDPMHubScheduler.from_config(scheduler.config) has the same noise schedule."
+        )
+
+
 def _copy_code(subfolder: str, folder: Path) -> None:
+    (folder / subfolder).mkdir(exist_ok=True)
     for name in CODE_FILES[subfolder]:
         shutil.copyfile(Path(__file__).with_name(name), folder / subfolder / name)
 
@@ -283,7 +319,7 @@ def _check_folder(folder: Path, needs_weights: bool) -> None:
     if not (folder / "model_index.json").is_file():
         raise FileNotFoundError(
             f"`pretrained_model_name_or_path` is {str(folder)!r}, which holds no model_index.json: it is no saved "
-            f"pipeline. Pass the output folder of a training run."
+            f"pipeline. {_REMEDY}"
         )
     if needs_weights and not list((folder / "unet").glob("*.safetensors")):
         raise FileNotFoundError(

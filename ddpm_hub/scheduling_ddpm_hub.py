@@ -16,7 +16,6 @@ import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_ddpm import DDPMSchedulerOutput
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin
-from diffusers.utils.torch_utils import randn_tensor
 
 from .ddpm_argument_checks import (
     check_bounds,
@@ -57,7 +56,10 @@ from .ddpm_sample_arithmetic import (
     Number,
     add_scaled,
     broadcast_rows,
+    columns_at,
+    computable,
     compute_dtype,
+    draw_noise,
     dynamic_threshold,
     linear_combination,
     weighted_sum,
@@ -269,7 +271,11 @@ class DDPMHubScheduler(SchedulerMixin, ConfigMixin):
         dtypes = (torch.float32,) if torch.device(device or "cpu").type == "mps" else (torch.float32, torch.float64)
         self.num_inference_steps = len(timesteps)
         self.timesteps = torch.tensor(timesteps, device=device)
-        self._steps = {t: _StepWeights(*row) for t, row in zip(timesteps, rows.tolist(), strict=True)}
+        # Half the cost of multiplying a small tensor by a number is making a tensor of the number: done here.
+        firsts = rows[:, 0].clone().unbind()
+        self._steps = {
+            t: _StepWeights(first, *row[1:]) for t, first, row in zip(timesteps, firsts, rows.tolist(), strict=True)
+        }
         self._step_tables = {dtype: table.to(dtype).to(device or "cpu") for dtype in dtypes}
 
     def previous_timestep(self, timestep: int | torch.Tensor) -> torch.Tensor:
@@ -425,13 +431,13 @@ class DDPMHubScheduler(SchedulerMixin, ConfigMixin):
             self._forward_tables[key] = torch.stack(pair).to(dtype).to(sample.device)
         timesteps = torch.as_tensor(timesteps, device=sample.device)
         check_timesteps("timesteps", timesteps, 0, len(self.betas) - 1)
-        return broadcast_rows(self._forward_tables[key][:, timesteps], sample)
+        return broadcast_rows(columns_at(self._forward_tables[key], timesteps), sample)
 
     def _log_at(self, name: str, timesteps, smallest: int) -> torch.Tensor:
         """log ᾱ, float64, at timesteps from `smallest` (−1 for clean data) to T−1."""
         timesteps = torch.as_tensor(timesteps)
         check_timesteps(name, timesteps, smallest, len(self.betas) - 1)
-        return self._log_alphas_cumprod.to(timesteps.device)[_paper_time(timesteps)]
+        return self._log_alphas_cumprod.to(timesteps.device)[_paper_time(timesteps.long())]
 
     # --- Reverse process ---
 
@@ -468,22 +474,23 @@ class DDPMHubScheduler(SchedulerMixin, ConfigMixin):
         """
         weights = self._weights_at(timestep, sample, eta)
         output, learned = self._split(model_output, sample)
-        dtype = compute_dtype(sample)
-        x_t, output = sample.to(dtype), output.to(dtype)
+        x_t, output = computable(sample), computable(output, like=sample)
 
         # 1. x̂_0 from x_t and the prediction ([Ho] equation 15)
         pred_original = linear_combination(weights.x0_from_sample, x_t, weights.x0_from_output, output)
         pred_original = self._bounded(pred_original)
 
-        # 2. The mean of q(x_s | x_t, x̂_0) ([Ho] equation 7), 3. plus σ z, except on the last step
-        prev_sample = linear_combination(weights.mean_from_x0, pred_original, weights.mean_from_sample, x_t)
-        if eta > 0 and not (isinstance(weights.adds_noise, float) and weights.adds_noise == 0):
-            std = weights.std
-            if learned is not None:
-                std = self._learned_std(weights, learned.to(dtype)) * eta
-            prev_sample = add_scaled(prev_sample, std, self._noise(sample, dtype, generator, variance_noise))
+        # 2. The mean of q(x_s | x_t, x̂_0) ([Ho] equation 7); z = 0 on the last step
+        if eta == 0 or (isinstance(weights.adds_noise, float) and not weights.adds_noise):
+            prev_sample = linear_combination(weights.mean_from_x0, pred_original, weights.mean_from_sample, x_t)
+        else:
+            # 3. σ z comes first, so that the mean is added to it in place
+            prev_sample = self._scaled_noise(weights, learned, eta, sample, generator, variance_noise)
+            prev_sample = add_scaled(prev_sample, weights.mean_from_sample, x_t)
+            prev_sample = add_scaled(prev_sample, weights.mean_from_x0, pred_original)
 
-        prev_sample, pred_original = prev_sample.to(sample.dtype), pred_original.to(sample.dtype)
+        if prev_sample.dtype != sample.dtype:
+            prev_sample, pred_original = prev_sample.to(sample.dtype), pred_original.to(sample.dtype)
         if not return_dict:
             return prev_sample, pred_original
         return DDPMSchedulerOutput(prev_sample=prev_sample, pred_original_sample=pred_original)
@@ -526,7 +533,7 @@ class DDPMHubScheduler(SchedulerMixin, ConfigMixin):
     def _bounded(self, pred_original: torch.Tensor) -> torch.Tensor:
         """x̂_0 clipped or thresholded as configured, in place where it can be."""
         if self._clip_range is not None:
-            return pred_original.clamp_(-self._clip_range, self._clip_range)
+            return torch.nn.functional.hardtanh_(pred_original, -self._clip_range, self._clip_range)
         if self._thresholding is not None:
             return dynamic_threshold(pred_original, *self._thresholding)
         return pred_original
@@ -536,36 +543,42 @@ class DDPMHubScheduler(SchedulerMixin, ConfigMixin):
             raise ValueError("`step` was called before `set_timesteps`; call `set_timesteps(n)` first.")
         if not 0 <= eta <= 1:
             raise ValueError(f"`eta` is {eta}; it must be from 0 (DDIM) to 1 (DDPM).")
-        compiling = torch.compiler.is_compiling()
-        if isinstance(timestep, torch.Tensor):
-            if timestep.is_floating_point() or timestep.is_complex() or timestep.dtype == torch.bool:
-                raise ValueError(f"`timestep` has dtype {timestep.dtype}; it must hold integers.")
-            if timestep.device.type == "cpu" and not compiling:
-                if timestep.numel() == 1:
-                    timestep = int(timestep)
-                else:
-                    for t in set(timestep.flatten().tolist()):
-                        self._check_in_schedule(t)
-        if not isinstance(timestep, torch.Tensor) and not compiling:
-            timestep = operator.index(timestep)
-            self._check_in_schedule(timestep)
-            weights = self._steps[timestep]
+        if torch.compiler.is_compiling():
+            weights = self._gathered_weights(timestep, sample)  # a number, too: it must not become a constant
         else:
-            # A tensor, or a number that torch.compile must not specialise on.
-            table = self._step_tables[compute_dtype(sample)].to(sample.device)
-            weights = _StepWeights(*broadcast_rows(table[:, timestep], sample))
+            if isinstance(timestep, torch.Tensor) and timestep.is_cpu and timestep.numel() == 1:
+                timestep = timestep.item()
+            if isinstance(timestep, torch.Tensor):
+                check_timesteps("timestep", timestep, 0, len(self.betas) - 1)
+                for t in set(timestep.tolist()) if timestep.is_cpu else ():
+                    self._row(t)
+                weights = self._gathered_weights(timestep, sample)
+            else:
+                weights = self._row(timestep)
         return weights if eta == 1 else _with_eta(weights, eta)
 
-    def _check_in_schedule(self, timestep: int) -> None:
-        if timestep not in self._steps:
+    def _gathered_weights(self, timestep, sample: torch.Tensor) -> _StepWeights:
+        table = self._step_tables[compute_dtype(sample)].to(sample.device)
+        return _StepWeights(*broadcast_rows(columns_at(table, timestep), sample))
+
+    def _row(self, timestep: int) -> _StepWeights:
+        if type(timestep) is not int:
+            if not hasattr(timestep, "__index__") or isinstance(timestep, bool):
+                raise ValueError(f"`timestep` is {timestep!r}; it must be an integer, or a tensor of integers.")
+            timestep = operator.index(timestep)
+        row = self._steps.get(timestep)
+        if row is None:
             raise ValueError(
                 f"`timestep` is {timestep}, which is not in the schedule of {self.num_inference_steps} steps set by "
                 f"`set_timesteps`; take the entries of `timesteps`."
             )
+        return row
 
     def _split(self, model_output: torch.Tensor, sample: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The prediction, and what the network says of the variance where that is learned."""
         learned = self._variance_type in LEARNED_VARIANCE_TYPES
+        if not learned and model_output.shape == sample.shape and model_output.dtype == sample.dtype == torch.float32:
+            return model_output, None  # the usual case, told first: a small step costs no more than its checks
         wanted = (
             (sample.shape[0], 2 * sample.shape[1], *sample.shape[2:]) if learned and sample.ndim > 1 else sample.shape
         )
@@ -587,25 +600,25 @@ class DDPMHubScheduler(SchedulerMixin, ConfigMixin):
             )
         return model_output.chunk(2, dim=1) if learned else (model_output, None)
 
-    def _learned_std(self, weights: _StepWeights, learned: torch.Tensor) -> torch.Tensor:
-        log_variance = learned
-        if self._variance_type == "learned_range":
-            log_variance = learned_range_log_variance(learned, weights.log_variance_small, weights.log_variance_large)
-        return torch.exp(0.5 * log_variance) * weights.adds_noise
-
-    def _noise(self, sample, dtype, generator, variance_noise) -> torch.Tensor:
+    def _scaled_noise(self, weights: _StepWeights, learned, eta, sample, generator, variance_noise) -> torch.Tensor:
+        """σ z, in a tensor of its own."""
+        std = weights.std
+        if learned is not None:
+            log_variance = learned.to(compute_dtype(sample))
+            if self._variance_type == "learned_range":
+                bounds = weights.log_variance_small, weights.log_variance_large
+                log_variance = learned_range_log_variance(log_variance, *bounds)
+            std = torch.exp(0.5 * log_variance) * (weights.adds_noise * eta)
         if variance_noise is None:
-            if isinstance(generator, list) and len(generator) != len(sample):
-                raise ValueError(
-                    f"`generator` has {len(generator)} entries for a batch of {len(sample)}; pass one per image."
-                )
-            return randn_tensor(sample.shape, generator=generator, device=sample.device, dtype=dtype)
+            if isinstance(std, float):
+                return draw_noise(sample, generator, std)
+            return draw_noise(sample, generator).mul_(std)
         if variance_noise.shape != sample.shape:
             raise ValueError(
                 f"`variance_noise` has shape {tuple(variance_noise.shape)}; it must be {tuple(sample.shape)}, the shape of "
                 f"`sample`."
             )
-        return variance_noise.to(dtype)
+        return variance_noise.to(compute_dtype(sample)) * std
 
     def _get_variance(self, t: int, predicted_variance=None, variance_type: str | None = None) -> torch.Tensor:
         """What diffusers' scheduler calls the variance of the step at t: the fixed one of this schedule."""

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_pipeline, make_unet, run_python, seeds
-from diffusers import DDPMPipeline, DDPMScheduler, DiffusionPipeline
+from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, DiffusionPipeline
 from PIL import Image
 
 from ddpm_hub import DDPMHubPipeline, DDPMHubScheduler, DDPMHubState
@@ -156,6 +156,18 @@ class TestStream:
         ({"class_labels": [0, 1], "batch_size": 3}, "`class_labels` has 2 entries for `batch_size` = 3"),
         ({"class_labels": 0.5}, "`class_labels` is 0.5"),
         ({"class_labels": [[0], [1]]}, "`class_labels` is"),
+        ({"class_labels": torch.zeros(0, dtype=torch.int64)}, "`class_labels` is tensor"),
+        ({"class_labels": "1"}, "`class_labels` is '1'; it must be an integer or a flat list"),
+        ({"class_labels": [None, 1]}, "`class_labels` is"),
+        ({"class_labels": [True, 2]}, "`class_labels` is"),
+        ({"batch_size": True}, "`batch_size` is True; it must be a whole number"),
+        ({"batch_size": 2.0}, "`batch_size` is 2.0; it must be a whole number"),
+        ({"batch_size": "2"}, "`batch_size` is '2'"),
+        ({"num_inference_steps": True}, "`num_inference_steps` is True"),
+        ({"num_inference_steps": "5"}, "`num_inference_steps` is '5'"),
+        ({"generator": 5}, "`generator` is 5; it must be a torch.Generator"),
+        ({"generator": [None]}, "`generator` is .*None"),
+        ({"generator": (torch.Generator(),)}, "`generator` is .*a list of one per image"),
         ({"output_type": "jpg"}, "`output_type` is 'jpg'; it must be one of 'pil', 'np', 'pt'"),
         ({"generator": seeds(1, 2)}, "`generator` has 2 entries for a batch of 1"),
     ],
@@ -262,6 +274,32 @@ torch.save(image, sys.argv[3])
     def test_a_folder_that_is_no_model_says_so(self, tmp_path):
         with pytest.raises(FileNotFoundError, match=r"model_index\.json"):
             DDPMHubPipeline.from_pretrained(tmp_path)
+
+    @pytest.mark.parametrize("path", ["/no/such/model", "./model", "~/model", "a/b/c"])
+    def test_a_folder_that_is_not_there_is_not_looked_for_on_the_hub(self, path):
+        with pytest.raises(FileNotFoundError, match=r"there is no such folder\. Train a model with `make train`"):
+            DDPMHubPipeline.from_pretrained(path)
+
+    def test_a_name_that_nobody_has_says_what_to_do(self, tmp_path):
+        script = "from ddpm_hub import DDPMHubPipeline; DDPMHubPipeline.from_pretrained('outputs/nowhere')"
+        result = run_python("-c", script, HF_HOME=str(tmp_path), HF_HUB_OFFLINE="1")
+        assert result.returncode == 1
+        *_, last = result.stderr.strip().splitlines()
+        assert last.startswith("OSError: `pretrained_model_name_or_path` is 'outputs/nowhere': no such folder is here")
+        assert "`make train`" in last
+
+    def test_a_scheduler_that_samples_otherwise_is_refused(self, folder, tmp_path):
+        pipeline = make_pipeline()
+        with pytest.raises(ValueError, match="`scheduler` is a DDIMScheduler; it must be a DDPMHubScheduler"):
+            DDPMHubPipeline(pipeline.unet, DDIMScheduler())
+        pipeline.scheduler = DDIMScheduler()
+        with pytest.raises(ValueError, match="`scheduler` is a DDIMScheduler"):
+            pipeline(num_inference_steps=1)
+        pipeline.save_pretrained(tmp_path / "ddim")
+        with pytest.raises(ValueError, match=r"`scheduler` of .* is a DDIMScheduler"):
+            DDPMHubPipeline.from_pretrained(tmp_path / "ddim")
+        ours = DDPMHubScheduler.from_pretrained(tmp_path / "ddim", subfolder="scheduler")
+        assert DDPMHubPipeline.from_pretrained(tmp_path / "ddim", scheduler=ours).scheduler is ours
 
     def test_unknown_arguments_are_refused(self, folder):
         with pytest.raises(TypeError, match="revison"):

@@ -1,11 +1,17 @@
-"""The scheduler: its coefficients in every dtype, its schedules of timesteps, its refusals, and the Gaussian oracle."""
+"""The scheduler: its coefficients in every dtype, its timesteps, its parts against each other, and its refusals."""
 
+import concurrent.futures
+import copy
 import itertools
+import pickle
 import re
 
 import mpmath
+import numpy as np
 import pytest
 import torch
+import torch._dynamo.testing
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
 from mpmath import mp, mpf
 
 from ddpm_hub import DDPMHubScheduler
@@ -58,6 +64,37 @@ class TestCoefficientsThatAreApplied:
         ulp = torch.finfo(dtype).eps
         for t in range(1, 1001):
             assert abs(mpf(noise[t - 1].item()) / mpmath.sqrt(1 - abar[t]) - 1) < ulp, t
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+    def test_low_precision_is_the_exact_result_rounded(self, dtype):
+        """Every coefficient of `get_velocity` and `step` within one unit in the last place of the sample's type."""
+        abar, timesteps = exact_alpha_bars(), torch.arange(1000)
+        one, zero = torch.ones(1000, 1, dtype=dtype), torch.zeros(1000, 1, dtype=dtype)
+        ours, ulp = scheduler(), torch.finfo(dtype).eps
+        ours.set_timesteps(1000)
+        velocity = ours.get_velocity(one, zero, timesteps), ours.get_velocity(zero, one, timesteps)
+        for t in range(1, 1001):
+            root, rest = mpmath.sqrt(abar[t]), mpmath.sqrt(1 - abar[t])
+            beta = 1 - abar[t] / abar[t - 1]
+            from_x0 = mpmath.sqrt(abar[t - 1]) * beta / (1 - abar[t])
+            from_xt = mpmath.sqrt(abar[t] / abar[t - 1]) * (1 - abar[t - 1]) / (1 - abar[t])
+            a, b, z = one[:1], zero[:1], zero[:1]
+            of_sample, original = ours.step(b, t - 1, a, return_dict=False, variance_noise=z)
+            of_output, noise = ours.step(a, t - 1, b, return_dict=False, variance_noise=z)
+            of_noise = ours.step(b, t - 1, b, variance_noise=a).prev_sample
+            pairs = [
+                (velocity[0][t - 1], -rest),
+                (velocity[1][t - 1], root),
+                (original, 1 / root),
+                (noise, -rest / root),
+                (of_sample, from_x0 / root + from_xt),
+                (of_output, -from_x0 * rest / root),
+            ]
+            if t > 1:
+                pairs.append((of_noise, mpmath.sqrt(beta * (1 - abar[t - 1]) / (1 - abar[t]))))
+            for value, exact in pairs:
+                if abs(exact) > torch.finfo(dtype).tiny:  # below it float16 has fewer digits
+                    assert abs(mpf(value.item()) / exact - 1) < ulp, t
 
     @pytest.mark.parametrize("num_steps", [1, 3, 61, 600, 1000])
     @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, FLOAT32)])
@@ -175,59 +212,300 @@ class TestStep:
         assert ours.add_noise(sample, sample, torch.tensor([5])).dtype == dtype
 
 
-class TestGaussianOracle:
-    """For data N(0, c) with c = 0.25 the best prediction is known, and then what every chain must return.
+class TestTimestepTensors:
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+    def test_each_sample_may_have_its_own_time(self, dtype):
+        ours = scheduler(clip_sample=True)
+        ours.set_timesteps(10)
+        generator = torch.Generator().manual_seed(0)
+        sample, output, noise = torch.randn(3, 4, 1, 5, 5, generator=generator).to(dtype)
+        times = torch.tensor([999, 499, 99, 499])
+        together = ours.step(output, times, sample, variance_noise=noise)
+        for i, t in enumerate(times.tolist()):
+            one = slice(i, i + 1)
+            alone = ours.step(output[one], t, sample[one], variance_noise=noise[one])
+            # The same products, which one path fuses with the sum and the other does not: two roundings.
+            close = {"rtol": 4 * torch.finfo(dtype).eps, "atol": 4 * torch.finfo(dtype).eps}
+            torch.testing.assert_close(together.prev_sample[one], alone.prev_sample, **close)
+            torch.testing.assert_close(together.pred_original_sample[one], alone.pred_original_sample, **close)
 
-    E[x_0 | x_t] = √ᾱ c x_t / (ᾱ c + 1 − ᾱ), and the rest follows from x_t = √ᾱ x_0 + √(1−ᾱ) ε. Every step is linear,
-    so the variance of the result has a closed form, which is computed here in 60 digits from x_T ~ N(0, 1).
-    """
+    def test_the_last_step_of_one_sample_adds_no_noise_to_it(self):
+        ours = scheduler()
+        ours.set_timesteps(10)
+        sample, times = torch.zeros(2, 1), torch.tensor([999, 99])
+        moved = ours.step(sample, times, sample, torch.Generator().manual_seed(0)).prev_sample
+        assert moved[0] != 0
+        assert moved[1] == 0
 
-    SPREAD = mpf("0.25")
-    COUNT = 200_000
+    @pytest.mark.parametrize(
+        "timestep", [499, torch.tensor(499), torch.tensor([499]), np.int64(499), torch.tensor(499, dtype=torch.int32)]
+    )
+    def test_one_time_in_any_form(self, timestep):
+        ours = scheduler()
+        ours.set_timesteps(10)
+        sample = torch.randn(2, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+        wanted = ours.step(sample, 499, sample, torch.Generator().manual_seed(1)).prev_sample
+        assert torch.equal(ours.step(sample, timestep, sample, torch.Generator().manual_seed(1)).prev_sample, wanted)
 
-    @classmethod
-    def predict(cls, ours: DDPMHubScheduler, x_t: torch.Tensor, timestep: int) -> torch.Tensor:
-        abar, c = ours.alphas_cumprod[timestep].item(), float(cls.SPREAD)
-        x_0 = abar**0.5 * c / (abar * c + 1 - abar) * x_t
-        noise = (x_t - abar**0.5 * x_0) / (1 - abar) ** 0.5
-        velocity = abar**0.5 * noise - (1 - abar) ** 0.5 * x_0
-        return {"epsilon": noise, "sample": x_0, "v_prediction": velocity}[ours.config.prediction_type]
+    @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+    def test_eta_with_a_time_for_each_sample(self, eta):
+        ours = scheduler()
+        ours.set_timesteps(10)
+        sample, output, noise = torch.randn(3, 2, 1, 3, 3, generator=torch.Generator().manual_seed(0))
+        together = ours.step(output, torch.tensor([999, 199]), sample, eta=eta, variance_noise=noise).prev_sample
+        for i, t in enumerate((999, 199)):
+            one = slice(i, i + 1)
+            alone = ours.step(output[one], t, sample[one], eta=eta, variance_noise=noise[one]).prev_sample
+            torch.testing.assert_close(together[one], alone, rtol=1e-6, atol=1e-6)
 
-    @classmethod
-    def exact_variance(cls, times: list[int], variance_type: str) -> mpf:
-        abar, c, variance = exact_alpha_bars(), cls.SPREAD, mpf(1)
-        for t, s in itertools.pairwise([*times, 0]):
-            beta = 1 - abar[t] / abar[s]
-            gain = mpmath.sqrt(abar[s]) * beta / (1 - abar[t]) * mpmath.sqrt(abar[t]) * c / (abar[t] * c + 1 - abar[t])
-            gain += mpmath.sqrt(abar[t] / abar[s]) * (1 - abar[s]) / (1 - abar[t])
-            added = beta * (1 - abar[s]) / (1 - abar[t]) if variance_type == "fixed_small" else beta
-            variance = gain**2 * variance + (added if s else 0)
-        return variance
+    def test_uint8_timesteps_are_integers_too(self):
+        ours, sample = scheduler(), torch.ones(1, 1)
+        small = ours.add_noise(sample, sample, torch.tensor([200], dtype=torch.uint8))
+        assert torch.equal(small, ours.add_noise(sample, sample, torch.tensor([200])))
+
+
+class TestOneStepTwice:
+    """The public parts against each other."""
+
+    def test_eta_1_is_the_step(self):
+        ours = scheduler()
+        ours.set_timesteps(10)
+        sample = torch.randn(2, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+        first, second = (
+            ours.step(sample, 499, sample, torch.Generator().manual_seed(1), **k).prev_sample for k in ({}, {"eta": 1})
+        )
+        assert torch.equal(first, second)
 
     @pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
-    @pytest.mark.parametrize("variance_type", ["fixed_small", "fixed_large"])
-    @pytest.mark.parametrize("num_steps", [10, 50, 1000])
-    def test_the_variance_of_the_samples(self, num_steps, variance_type, prediction_type):
-        ours = scheduler(prediction_type=prediction_type, variance_type=variance_type)
-        ours.set_timesteps(num_steps)
-        generator = torch.Generator().manual_seed(0)
-        count = self.COUNT if num_steps < 1000 else self.COUNT // 10
-        sample = torch.randn(count, generator=generator, dtype=torch.float64)
-        for timestep in ours.timesteps.tolist():
-            output = self.predict(ours, sample, timestep)
-            sample = ours.step(output, timestep, sample, generator=generator).prev_sample
-        exact = float(self.exact_variance([t + 1 for t in ours.timesteps.tolist()], variance_type))
-        # The sample variance of n normal numbers has standard deviation σ²·√(2/n); five of those.
-        assert abs(sample.var().item() - exact) < 5 * exact * (2 / count) ** 0.5
+    def test_inversion_undoes_the_deterministic_step(self, prediction_type):
+        """With the network's answer unchanged, x_t comes back, to the last steps as well."""
+        ours = scheduler(prediction_type=prediction_type)
+        ours.set_timesteps(10)
+        x_t, noise = torch.randn(2, 3, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        for t in ours.timesteps.tolist():
+            answer = ours.convert_prediction(noise, x_t, t, prediction_type, "epsilon")
+            x_s = ours.step(answer, t, x_t, eta=0).prev_sample
+            same_noise = ours.convert_prediction(noise, x_s, t, prediction_type, "epsilon")
+            # √(ᾱ_t/ᾱ_s) takes back what 1/√ᾱ_t of up to 157 put on a rounding of 1e-16.
+            torch.testing.assert_close(ours.step_inverse(same_noise, t, x_s), x_t, rtol=0, atol=1e-12)
 
-    def test_the_known_variances(self):
-        """What the closed form gives for 10, 50 and 1000 steps: too narrow, too wide, and right in the end."""
-        for variance_type, wanted in (("fixed_small", (0.104, 0.196, 0.246)), ("fixed_large", (0.359, 0.268, 0.251))):
-            for num_steps, variance in zip((10, 50, 1000), wanted, strict=True):
-                ours = scheduler(timestep_spacing="linspace")
-                ours.set_timesteps(num_steps)
-                times = [t + 1 for t in ours.timesteps.tolist()]
-                assert abs(float(self.exact_variance(times, variance_type)) - variance) < 6e-4
+    def test_the_posterior_is_the_mean_of_the_step(self):
+        ours = scheduler(prediction_type="sample")
+        ours.set_timesteps(timesteps=[700, 300, 20])
+        x_t, x_0 = torch.randn(2, 2, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        mean, variance = ours.posterior(x_t, x_0, 700, 300)
+        without_noise = ours.step(x_0, 700, x_t, variance_noise=torch.zeros_like(x_t)).prev_sample
+        with_noise = ours.step(x_0, 700, x_t, variance_noise=torch.ones_like(x_t)).prev_sample
+        torch.testing.assert_close(without_noise, mean, rtol=0, atol=1e-14)
+        torch.testing.assert_close(with_noise - mean, variance.sqrt().expand_as(mean), rtol=0, atol=1e-14)
+        clean, nothing = ours.posterior(x_t, x_0, torch.tensor([700, 3]), torch.tensor([-1, -1]))
+        assert torch.equal(clean, x_0)
+        assert torch.equal(nothing, torch.zeros(2, dtype=torch.float64))
+
+    def test_noise_in_two_jumps_has_the_variance_of_one(self):
+        ours = scheduler()
+        one, zero = torch.ones(1, 1, dtype=torch.float64), torch.zeros(1, 1, dtype=torch.float64)
+        signal = ours.add_noise_between(ours.add_noise(one, zero, 99), zero, 99, 499)
+        first = ours.add_noise_between(ours.add_noise(zero, one, 99), zero, 99, 499)
+        second = ours.add_noise_between(zero, one, 99, 499)
+        torch.testing.assert_close(signal, ours.add_noise(one, zero, 499), rtol=1e-14, atol=0)
+        torch.testing.assert_close((first**2 + second**2).sqrt(), ours.add_noise(zero, one, 499), rtol=1e-13, atol=0)
+        assert torch.equal(ours.add_noise_between(one, one, 99, 99), one)
+
+    def test_snr(self):
+        ours, abar = scheduler(), exact_alpha_bars()
+        for t, value in enumerate(ours.snr(torch.arange(1000)).tolist(), start=1):
+            assert abs(mpf(value) / (abar[t] / (1 - abar[t])) - 1) < 1e-12
+        assert scheduler(prediction_type="sample", rescale_betas_zero_snr=True).snr(999) == 0
+
+    def test_every_conversion_and_back(self):
+        ours = scheduler(prediction_type="v_prediction", rescale_betas_zero_snr=True)
+        x_0, noise = torch.randn(2, 1000, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        t = torch.arange(1000)
+        x_t, v = ours.add_noise(x_0, noise, t), ours.get_velocity(x_0, noise, t)
+        torch.testing.assert_close(ours.convert_prediction(v, x_t, t, "sample"), x_0, rtol=0, atol=1e-14)
+        torch.testing.assert_close(ours.convert_prediction(v, x_t, t, "epsilon"), noise, rtol=0, atol=1e-14)
+        # x_0 and ε are read off x_t, whose rounding is divided by √(1−ᾱ_1) = 0.01, or by √ᾱ_{T−1} = 6e-5.
+        torch.testing.assert_close(ours.convert_prediction(x_0, x_t, t, "epsilon", "sample"), noise, rtol=0, atol=1e-13)
+        torch.testing.assert_close(
+            ours.convert_prediction(x_0, x_t, t, "v_prediction", "sample"), v, rtol=0, atol=1e-13
+        )
+        early = slice(0, 999)
+        x_0_again = ours.convert_prediction(noise[early], x_t[early], t[early], "sample", "epsilon")
+        torch.testing.assert_close(x_0_again, x_0[early], rtol=0, atol=1e-10)
+
+    def test_training_targets(self):
+        x_0, noise, t = torch.randn(4, 3), torch.randn(4, 3), torch.tensor([0, 10, 500, 999])
+        targets = {
+            name: scheduler(prediction_type=name).training_target(x_0, noise, t)
+            for name in ("epsilon", "sample", "v_prediction")
+        }
+        assert torch.equal(targets["epsilon"], noise)
+        assert torch.equal(targets["sample"], x_0)
+        assert torch.equal(targets["v_prediction"], scheduler().get_velocity(x_0, noise, t))
+
+    def test_predict_original_sample_is_what_step_returns(self):
+        ours = scheduler(clip_sample=True)
+        ours.set_timesteps(10)
+        sample, output = torch.randn(2, 2, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        estimate = ours.predict_original_sample(output, sample, 499)
+        torch.testing.assert_close(estimate, ours.step(output, 499, sample).pred_original_sample, rtol=0, atol=1e-14)
+
+    def test_dynamic_thresholding(self):
+        """Saharia et al., section 2.3: s is the quantile of |x̂_0|, at least 1 and at most the largest; x̂_0 clamped, over s."""
+        ours = scheduler(
+            prediction_type="sample", thresholding=True, dynamic_thresholding_ratio=0.9, sample_max_value=3.0
+        )
+        ours.set_timesteps(10)
+        output = torch.stack([torch.linspace(-2, 2, 101), torch.linspace(-9, 9, 101), torch.linspace(-0.5, 0.5, 101)])
+        estimate = ours.step(output, 499, output).pred_original_sample
+        # |x| is evenly spaced from 0 to its largest value, each twice but for 0: the 0.9 quantile is 0.9 of the largest.
+        for row, threshold in zip(range(3), (1.8, 3.0, 1.0), strict=True):
+            torch.testing.assert_close(estimate[row], (output[row] / threshold).clamp(-1, 1), rtol=1e-6, atol=1e-6)
+
+
+class TestLearnedVariance:
+    @pytest.mark.parametrize("said", [-1.0, 0.0, 1.0])
+    def test_the_range(self, said):
+        """β̃ at −1, β at 1, their geometric mean at 0: against exact arithmetic."""
+        ours, abar = scheduler(variance_type="learned_range"), exact_alpha_bars()
+        ours.set_timesteps(timesteps=[499, 99])
+        sample = torch.zeros(1, 1, 2, 2, dtype=torch.float64)
+        output = torch.cat([sample, torch.full_like(sample, said)], dim=1)
+        moved = ours.step(output, 499, sample, variance_noise=torch.ones_like(sample)).prev_sample
+        beta = 1 - abar[500] / abar[100]
+        small = beta * (1 - abar[100]) / (1 - abar[500])
+        exact = mpmath.sqrt({-1.0: small, 0.0: mpmath.sqrt(small * beta), 1.0: beta}[said])
+        assert abs(mpf(moved[0, 0, 0, 0].item()) / exact - 1) < 1e-12
+
+    def test_the_last_step_adds_no_noise(self):
+        for kind in ("learned", "learned_range"):
+            ours = scheduler(variance_type=kind)
+            ours.set_timesteps(5)
+            sample = torch.randn(2, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+            output, last = torch.cat([sample, sample], dim=1), int(ours.timesteps[-1])
+            state = ours.step(output, last, sample)
+            assert torch.equal(state.prev_sample, state.pred_original_sample)
+            both = ours.step(output, torch.tensor([last, last]), sample)
+            assert torch.equal(both.prev_sample, both.pred_original_sample)
+
+
+class TestSharing:
+    def test_threads_share_one_scheduler(self):
+        ours = scheduler(clip_sample=True)
+        ours.set_timesteps(100)
+
+        def chain(seed: int) -> torch.Tensor:
+            generator = torch.Generator().manual_seed(seed)
+            sample = torch.randn(4, 1, 8, 8, generator=generator)
+            for t in ours.timesteps:
+                sample = ours.step(sample * 0.5, t, sample, generator=generator).prev_sample
+            return sample
+
+        alone = [chain(seed) for seed in range(8)]
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            together = list(pool.map(chain, list(range(8)) * 5))
+        for i, sample in enumerate(together):
+            assert torch.equal(sample, alone[i % 8])
+
+    @pytest.mark.parametrize("kwargs", [{}, {"variance_type": "learned_range"}, {"thresholding": True}])
+    def test_step_compiles_whole_and_once_for_all_times(self, kwargs):
+        ours = scheduler(clip_sample=True, **kwargs)
+        ours.set_timesteps(20)
+        torch.compiler.reset()
+        compiled = torch.compile(
+            lambda output, t, sample, noise: ours.step(output, t, sample, return_dict=False, variance_noise=noise),
+            fullgraph=True,
+            backend="eager",
+        )
+        counter = torch._dynamo.testing.CompileCounter()
+        counted = torch.compile(
+            lambda output, t, sample: ours.step(output, t, sample, return_dict=False), fullgraph=True, backend=counter
+        )
+        sample, noise = torch.randn(2, 2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+        output = torch.cat([sample, sample], dim=1) if "variance_type" in kwargs else sample
+        for t in ours.timesteps:
+            wanted = ours.step(output, t, sample, return_dict=False, variance_noise=noise)
+            for value, exact in zip(compiled(output, t, sample, noise), wanted, strict=True):
+                torch.testing.assert_close(value, exact, rtol=1e-5, atol=1e-6)
+            counted(output, t, sample)
+        assert counter.frame_count == 1
+
+    def test_numbers_as_times_do_not_compile_again_and_again(self):
+        ours = scheduler()
+        ours.set_timesteps(20)
+        torch.compiler.reset()
+        counter = torch._dynamo.testing.CompileCounter()
+        compiled = torch.compile(
+            lambda t, sample: ours.step(sample, t, sample).prev_sample, fullgraph=True, backend=counter
+        )
+        for t in ours.timesteps.tolist():
+            compiled(t, torch.zeros(2, 1, 4, 4))
+        assert counter.frame_count <= 2  # one for a constant, and one for all numbers after the first
+
+    def test_add_noise_compiles_whole(self):
+        ours = scheduler()
+        x_0, noise = torch.randn(2, 3, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+        compiled = torch.compile(ours.add_noise, fullgraph=True, backend="eager")
+        for t in (torch.tensor([0, 5, 999]), torch.tensor([1, 2, 3])):
+            torch.testing.assert_close(compiled(x_0, noise, t), ours.add_noise(x_0, noise, t))
+
+    def test_copies_are_independent(self):
+        ours = scheduler()
+        ours.set_timesteps(10)
+        for other in (copy.copy(ours), copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))):
+            other.set_timesteps(3)
+            assert ours.num_inference_steps == 10
+            assert len(ours.timesteps) == 10
+
+
+class TestInterchange:
+    @pytest.mark.parametrize(
+        "stock", [DDPMScheduler, DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler]
+    )
+    @pytest.mark.parametrize(
+        "kwargs",
+        [
+            {"beta_schedule": "linear"},
+            {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012},
+            {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_prediction"},
+        ],
+    )
+    def test_there_and_back(self, stock, kwargs, quiet_schedule):
+        theirs = stock(**kwargs, num_train_timesteps=1000)
+        ours = DDPMHubScheduler.from_config(theirs.config)
+        # Theirs are float32 products of up to 1000 factors: 1000 roundings of 6e-8 at most.
+        torch.testing.assert_close(theirs.alphas_cumprod.double(), ours.alphas_cumprod, rtol=6e-5, atol=1e-9)
+        back = stock.from_config(ours.config)
+        assert torch.equal(back.alphas_cumprod, theirs.alphas_cumprod)
+        assert back.config.prediction_type == theirs.config.prediction_type
+
+    def test_options_of_the_peer_are_heard(self):
+        theirs = DDPMScheduler(rescale_betas_zero_snr=True, thresholding=True, prediction_type="v_prediction")
+        ours = DDPMHubScheduler.from_config(theirs.config)
+        assert ours.alphas_cumprod[-1] == 0
+        ours.set_timesteps(10)
+        assert ours.step(torch.ones(1, 4), 900, torch.full((1, 4), 9.0)).pred_original_sample.abs().max() <= 1
+
+    def test_steps_are_those_of_the_peer_where_it_is_right(self):
+        """Every tenth of 1000 leading steps, to the peer's own float32 error (4e-4 of a coefficient)."""
+        theirs, ours = DDPMScheduler(clip_sample=False), DDPMHubScheduler(clip_sample=False)
+        theirs.set_timesteps(100)
+        ours.set_timesteps(100)
+        assert theirs.timesteps.tolist() == ours.timesteps.tolist()
+        sample, output = torch.randn(2, 2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+        for t in ours.timesteps:
+            a, b = (
+                s.step(output, t, sample, generator=torch.Generator().manual_seed(3)).prev_sample
+                for s in (theirs, ours)
+            )
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3 * float(b.abs().max()))
+
+    def test_given_timesteps_and_what_comes_before(self):
+        ours = scheduler()
+        ours.set_timesteps(timesteps=[100, 87, 50, 1, 0])
+        assert [ours.previous_timestep(t).item() for t in ours.timesteps] == [87, 50, 1, 0, -1]
+        assert ours.num_inference_steps == 5
 
 
 class TestConfiguration:
@@ -292,6 +570,74 @@ class TestConfiguration:
         (lambda: scheduler().step(torch.zeros(1), 999, torch.zeros(1)), "before `set_timesteps`"),
         (lambda: stepped(998), "`timestep` is 998, which is not in the schedule of 10 steps"),
         (lambda: stepped(999, torch.zeros(2, 1)), r"`model_output` has shape \(2, 1\)"),
+        (lambda: scheduler(num_train_timesteps=2.5), "`num_train_timesteps` is 2.5; it must be a whole number"),
+        (lambda: scheduler(num_train_timesteps=True), "`num_train_timesteps` is True"),
+        (lambda: scheduler(num_train_timesteps="10"), "`num_train_timesteps` is '10'"),
+        (lambda: scheduler(steps_offset=-1), "`steps_offset` is -1"),
+        (lambda: scheduler(steps_offset=1.5), "`steps_offset` is 1.5"),
+        (lambda: scheduler(sample_max_value=0), "`sample_max_value` is 0"),
+        (lambda: scheduler(dynamic_thresholding_ratio=1.5), "`dynamic_thresholding_ratio` is 1.5"),
+        (
+            lambda: scheduler(rescale_betas_zero_snr=True),
+            "`rescale_betas_zero_snr` is True.*'v_prediction' or 'sample'",
+        ),
+        (lambda: scheduler(variance_type="analytic"), "`original_sample_variances` is None.*estimate_original_sample"),
+        (lambda: analytic([0.1] * 9), r"`original_sample_variances` has shape \(9,\); it must be a list of T = 1000"),
+        (lambda: analytic([-0.1] * 1000), "none of them negative"),
+        (lambda: analytic([float("nan")] * 1000), "none of them negative, infinite or NaN"),
+        (lambda: scheduler(trained_betas=0.1), "`trained_betas` has shape"),
+        (lambda: scheduler(trained_betas=[[0.1]]), "`trained_betas` has shape"),
+        (lambda: scheduler(trained_betas=[0.0, 0.1]), "`trained_betas` contains 0.0"),
+        (lambda: scheduler().set_timesteps(2.5), "`num_inference_steps` is 2.5"),
+        (lambda: scheduler().set_timesteps(True), "`num_inference_steps` is True"),
+        (lambda: scheduler().set_timesteps(), "pass one of `num_inference_steps` and `timesteps`"),
+        (lambda: scheduler().set_timesteps(3, timesteps=[5]), "and not both"),
+        (lambda: scheduler().set_timesteps(timesteps=[]), "`timesteps` is \\[\\]; it must be a list of at least one"),
+        (lambda: scheduler().set_timesteps(timesteps=[5.5]), "`timesteps` is \\[5.5\\]"),
+        (
+            lambda: scheduler().set_timesteps(timesteps=[1000, 5]),
+            "`timesteps` runs from 5 to 1000; it must lie in 0…999",
+        ),
+        (lambda: scheduler().set_timesteps(timesteps=[5, -1]), "`timesteps` runs from -1"),
+        (lambda: scheduler().set_timesteps(timesteps=[5, 5]), "`timesteps` has 5 after 5; it must fall"),
+        (lambda: scheduler().set_timesteps(timesteps=[5, 9]), "`timesteps` has 9 after 5; it must fall"),
+        (lambda: stepped(900.7), "`timestep` is 900.7; it must be an integer"),
+        (lambda: stepped(True), "`timestep` is True"),
+        (lambda: stepped("999"), "`timestep` is '999'"),
+        (lambda: stepped(torch.tensor(999.0)), "`timestep` is 999.0"),
+        (lambda: stepped(torch.tensor([999, 998]), torch.zeros(2, 1), torch.zeros(2, 1)), "`timestep` is 998"),
+        (
+            lambda: stepped(torch.tensor([999, 899]), torch.zeros(3, 1), torch.zeros(3, 1)),
+            r"`timesteps` has shape \(2,\)",
+        ),
+        (lambda: stepped(999, torch.zeros(1, 1, dtype=torch.int64)), "`model_output` has dtype torch.int64"),
+        (lambda: stepped(999, torch.zeros(1, 1, dtype=torch.float64)), "more than `sample`'s torch.float32 can hold"),
+        (lambda: stepped(999, torch.zeros(1, 2)), "needs `variance_type` = 'learned_range'"),
+        (lambda: stepped(999, variance_type="learned_range"), r"must be \(1, 2\), twice the channels of `sample`"),
+        (lambda: stepped(999, eta=1.5), "`eta` is 1.5; it must be from 0"),
+        (lambda: stepped(999, eta=-0.5), "`eta` is -0.5"),
+        (lambda: stepped(999, generator=[torch.Generator()] * 2), "`generator` has 2 entries for a batch of 1"),
+        (lambda: stepped(999, generator=[None]), "`generator` is .*it must be a torch.Generator"),
+        (lambda: stepped(999, generator=7), "`generator` is 7"),
+        (lambda: stepped(999, variance_noise=torch.zeros(2, 2)), "`variance_noise` has shape"),
+        (lambda: scheduler().posterior(torch.zeros(1), torch.zeros(1), 5, 5), "`previous` is 5; it must be before"),
+        (lambda: scheduler().posterior(torch.zeros(1), torch.zeros(1), 1000, 5), "`timestep` runs from 1000"),
+        (lambda: scheduler().add_noise_between(torch.zeros(1), torch.zeros(1), 9, 5), "`source` is 9, after `target`"),
+        (lambda: scheduler().snr(-1), "`timesteps` runs from -1"),
+        (
+            lambda: scheduler().convert_prediction(torch.zeros(1), torch.zeros(1), 5, "noise"),
+            "`target_type` is 'noise'",
+        ),
+        (lambda: zero_snr_to_v(), "`timesteps` has an entry with ᾱ = 0"),
+        (lambda: noised(torch.tensor([True])), "`timesteps` has dtype torch.bool"),
+        (
+            lambda: noised(torch.tensor([1]), torch.zeros(1, 1, dtype=torch.float64)),
+            "`noise` has .* dtype torch.float64",
+        ),
+        (
+            lambda: noised(torch.tensor([1]), *[torch.zeros(1, 1, dtype=torch.uint8)] * 2),
+            "the samples have dtype torch.uint8",
+        ),
         (lambda: noised(torch.tensor([1000])), "`timesteps` runs from 1000 to 1000; it must lie in 0…999"),
         (lambda: noised(torch.tensor([-1])), "`timesteps` runs from -1"),
         (lambda: noised(torch.tensor([0.5])), "`timesteps` has dtype torch.float32"),
@@ -304,13 +650,22 @@ def test_what_cannot_work_is_refused(call, message):
         call()
 
 
-def stepped(timestep, output=None):
-    ours = scheduler()
+def stepped(timestep, output=None, sample=None, variance_type="fixed_small", **kwargs):
+    ours = scheduler(variance_type=variance_type)
     ours.set_timesteps(10)
-    sample = torch.zeros(1, 1)
-    return ours.step(sample if output is None else output, timestep, sample)
+    sample = torch.zeros(1, 1) if sample is None else sample
+    return ours.step(sample if output is None else output, timestep, sample, **kwargs)
 
 
-def noised(timesteps, noise=None):
-    sample = torch.zeros(1, 1)
+def noised(timesteps, noise=None, sample=None):
+    sample = torch.zeros(1, 1) if sample is None else sample
     return scheduler().add_noise(sample, sample if noise is None else noise, timesteps)
+
+
+def analytic(variances):
+    return scheduler(variance_type="analytic", original_sample_variances=variances)
+
+
+def zero_snr_to_v():
+    ours = scheduler(prediction_type="v_prediction", rescale_betas_zero_snr=True)
+    return ours.convert_prediction(torch.zeros(1), torch.zeros(1), 999, "v_prediction", "epsilon")
