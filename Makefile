@@ -15,8 +15,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --editable ".[dev]"
 	touch $@
 
-train: $(VENV)/.installed ## train on the embedded digits (about two minutes on two CPU cores) into outputs/digits
-	$(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no training/train.py $(ARGS)
+# On Ctrl-C the launcher would end with a traceback and leave train.py behind: it ignores it, train.py does not.
+train: $(VENV)/.installed ## train on the embedded digits (about 2 minutes on one CPU core) into outputs/digits
+	trap '' INT; $(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no training/train.py $(ARGS)
 
 test: $(VENV)/.installed browser ## run every test
 	$(BIN)/python -m pytest $(ARGS)

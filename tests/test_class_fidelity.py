@@ -4,8 +4,9 @@ import dataclasses
 
 import pytest
 import torch
-from class_fidelity import class_fidelity
+from class_fidelity import LARGEST_FIT, class_fidelity, obstacle
 from image_data import load_images
+from sklearn.model_selection import train_test_split
 from train_config import TrainConfig
 
 
@@ -30,3 +31,39 @@ def test_noise_is_right_by_chance_at_most(digits):
     noise = torch.randint(256, (300, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     # Whatever it says of noise, balanced labels agree in a tenth; five standard deviations of a share of 300.
     assert share(digits, noise, torch.arange(300) % 10) < 0.1 + 5 * (0.1 * 0.9 / 300) ** 0.5
+
+
+@pytest.mark.parametrize(
+    ("counts", "reason"),
+    [([0, 30], "all images are of class 1"), ([1], "all images are of class 0"), ([30, 4], "5 images of each class, and class 1 has 4"),
+     ([5] * 1001, "at most 1000 classes, and there are 1001")],
+)  # fmt: skip
+def test_labels_that_no_classifier_can_learn(counts, reason):
+    labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    assert reason in obstacle(labels)
+
+
+@pytest.mark.parametrize("counts", [[5, 5], [0, 5, 5], [LARGEST_FIT * 2, 5], [5] * 1000])
+def test_labels_that_it_can_learn(counts):
+    """The fewest that are allowed; rare classes and absent ones are no obstacle."""
+    labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    assert obstacle(labels) is None
+    pixels = (labels % 256).to(torch.uint8).reshape(-1, 1, 1, 1).expand(-1, 1, 2, 2)
+    scores = class_fidelity(pixels, labels, pixels[-2:], labels[-2:])
+    assert scores["class_fidelity_samples"] == 2
+    assert int(scores["class_fidelity_classifier"].split()[-3]) <= LARGEST_FIT * 0.8
+
+
+def test_a_fifth_of_each_class_is_held_out(monkeypatch):
+    held = []
+
+    def split(*arguments, **named):
+        parts = train_test_split(*arguments, **named)
+        held.extend(parts[-1])
+        return parts
+
+    monkeypatch.setattr("class_fidelity.train_test_split", split)
+    labels = torch.arange(20).repeat_interleave(5)
+    pixels = labels.to(torch.uint8).reshape(-1, 1, 1, 1)
+    class_fidelity(pixels, labels, pixels, labels)
+    assert sorted(held) == list(range(20))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import re
 
 import datasets
 import numpy as np
@@ -30,6 +31,14 @@ def save_parquet(folder, images: list, labels: list[int] | None = None, name: st
     folder.mkdir(exist_ok=True)
     datasets.Dataset.from_dict(columns, features=datasets.Features(features)).to_parquet(folder / "train-0.parquet")
     return folder
+
+
+def save_set(folder, labels: list, feature=None) -> str:
+    """A data set saved with `save_to_disk`, whose classes are by default plain integers."""
+    features = datasets.Features({"x": datasets.Image(), "y": feature or datasets.Value("int64")})
+    columns = {"x": [picture(seed=i) for i in range(len(labels))], "y": labels}
+    datasets.Dataset.from_dict(columns, features=features).save_to_disk(folder)
+    return str(folder)
 
 
 def save_folder(folder, **files: Image.Image | bytes):
@@ -95,6 +104,24 @@ class TestWhatIsFound:
         saved.save_to_disk(tmp_path / "saved")
         assert load_images(config(tmp_path / "saved")).pixels.shape == (1, 1, 8, 8)
 
+    @pytest.mark.parametrize("with_splits", [False, True])
+    @pytest.mark.parametrize(
+        ("split", "rows"), [("train[:2]", [0, 1]), ("train[50%:]", [2, 3]), ("train[:1]+train[-1:]", [0, 3])]
+    )
+    def test_a_part_of_a_saved_data_set(self, tmp_path, with_splits, split, rows):
+        table = datasets.load_from_disk(save_set(tmp_path / "all", labels=[0, 1, 2, 3]))
+        (datasets.DatasetDict({"train": table}) if with_splits else table).save_to_disk(tmp_path / "saved")
+        data = load_images(config(tmp_path / "saved", split=split, label_column="y"))
+        assert data.labels.tolist() == rows
+
+    def test_integers_are_named_and_not_used_by_themselves(self, tmp_path):
+        folder = save_set(tmp_path, labels=[0, 1, 1])
+        data = load_images(config(folder))
+        assert (data.labels, data.unused_labels) == (None, ["y"])
+        data = load_images(config(folder, label_column="y"))
+        assert (data.labels.tolist(), data.class_names, data.unused_labels) == ([0, 1, 1], ["0", "1"], [])
+        assert load_images(config(folder, class_conditional=False)).unused_labels == []
+
     def test_other_sizes_are_scaled_and_cropped(self, tmp_path):
         wide = Image.fromarray(np.repeat(np.array([[0] * 8 + [200] * 16 + [0] * 8], dtype=np.uint8), 16, axis=0))
         data = load_images(config(save_parquet(tmp_path, [wide, picture(size=(8, 24))]), resolution=8))
@@ -137,6 +164,27 @@ class TestWhatIsRefused:
     def test_a_split_that_is_not_there(self, tmp_path):
         self.refused("`split` = 'tset'.*cannot be loaded.*train", save_parquet(tmp_path, [picture()]), split="tset")
 
+    @pytest.mark.parametrize("split", ["test", "test[:1]", "train[", "train[1.5:]"])
+    def test_a_split_that_a_saved_data_set_has_not(self, tmp_path, split):
+        message = rf"`split` is {re.escape(repr(split))}; the data set has train, or parts"
+        self.refused(message, save_set(tmp_path, labels=[0, 1]), split=split)
+
+    def test_an_empty_part_of_a_saved_data_set(self, tmp_path):
+        self.refused("is empty", save_set(tmp_path, labels=[0, 1]), split="train[2:]")
+
+    def test_a_script(self, tmp_path):
+        (tmp_path / "script").mkdir()
+        (tmp_path / "script" / "script.py").write_text("import datasets")
+        self.refused("`dataset_name` = .*cannot be loaded: Dataset scripts", tmp_path / "script")
+
+    def test_a_broken_card(self, tmp_path):
+        save_parquet(tmp_path, [picture()])
+        (tmp_path / "README.md").write_text("---\nconfigs: [\n---\n")
+        self.refused("`dataset_name` = .*cannot be loaded", tmp_path)
+
+    def test_a_name_longer_than_any_file_system_takes(self):
+        self.refused("`dataset_name` = .*cannot be loaded", "x" * 300)
+
     def test_no_images(self, tmp_path):
         datasets.Dataset.from_dict({"text": ["a"], "n": [1]}).to_parquet(tmp_path / "train.parquet")
         self.refused(r"no column of images; it has text \(string\), n \(int64\)", tmp_path)
@@ -162,6 +210,33 @@ class TestWhatIsRefused:
             features=datasets.Features({"x": datasets.Image(), "y": datasets.Value("int64")}),
         ).to_parquet(tmp_path / "train.parquet")
         self.refused("`label_column` is 'y', which holds -1", tmp_path, label_column="y")
+
+    @pytest.mark.parametrize("feature", [None, datasets.ClassLabel(names=["a", "b"])], ids=["integers", "classes"])
+    def test_a_missing_label(self, tmp_path, feature):
+        folder = save_set(tmp_path, labels=[0, None, 1], feature=feature)
+        self.refused("`label_column` is 'y', but row 1 has no label", folder, label_column="y")
+
+    def test_labels_that_are_no_integers(self, tmp_path):
+        folder = save_set(tmp_path, labels=["a", "b"], feature=datasets.Value("string"))
+        self.refused("`label_column` is 'y', which holds string values", folder, label_column="y")
+
+    def test_a_number_of_classes_that_no_data_set_has(self, tmp_path):
+        message = "`label_column` is 'y', which holds 1000000000; .*K may be 1000 here. Number the classes from 0"
+        self.refused(message, save_set(tmp_path, labels=[5, 10**9, 0]), label_column="y")
+
+    def test_an_image_of_no_bytes(self, tmp_path):
+        folder = save_folder(tmp_path, cat__1=picture(), cat__empty=b"")
+        self.refused("empty.png.* cannot be read: its 0 bytes are no image. Repair", folder)
+
+    def test_an_image_whose_decoder_fails(self, tmp_path, monkeypatch):
+        """PIL's decoders raise more than they document: RuntimeError, struct.error, KeyError and others."""
+
+        def fail(self, value):
+            raise RuntimeError("broken data stream")
+
+        folder = save_parquet(tmp_path, [picture()])
+        monkeypatch.setattr(datasets.Image, "decode_example", fail)
+        self.refused("image 0.* cannot be read: broken data stream. Repair", folder)
 
     def test_an_image_that_cannot_be_read(self, tmp_path):
         whole = io.BytesIO()

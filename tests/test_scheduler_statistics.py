@@ -246,6 +246,20 @@ class TestFastSolvers:
         assert saturated["stock"] > 0.9
         assert saturated["ours"] < 2 * exact
 
+    def test_a_bounded_start_keeps_the_error_small_without_clipping(self):
+        """The error δ = 0.01 of ε is δ/√ᾱ = 1.6 of x̂_0 at λ = −5.1, and 200 where stock settings begin."""
+        from diffusers import DPMSolverMultistepScheduler
+
+        ours = scheduler(beta_schedule="squaredcos_cap_v2")
+        means = []
+        for solver in (DPMSolverMultistepScheduler.from_config(ours.config), fast_solver(ours)):
+            solver.set_timesteps(20)
+            sample = torch.randn(1000, 1, 1, 1, generator=torch.Generator().manual_seed(0))
+            for timestep in solver.timesteps:
+                sample = solver.step(oracle(ours, sample, timestep) + 0.01, timestep, sample).prev_sample
+            means.append(abs(sample.mean().item() - MEAN))
+        assert means[0] > 10 * means[1]
+
     def test_what_a_stock_solver_cannot_do_is_refused(self):
         with pytest.raises(ValueError, match=r"`name` is 'euler'; it must be one of 'dpm\+\+', 'unipc'"):
             fast_solver(scheduler(), "euler")

@@ -1,7 +1,10 @@
 """training/train.py as its user runs it: in processes of their own, with real data, to the end and interrupted."""
 
+import contextlib
 import json
+import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -10,6 +13,7 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import psutil
 import pytest
 import torch
 import yaml
@@ -32,12 +36,35 @@ def weights(folder) -> dict[str, torch.Tensor]:
     return DDPMHubPipeline.from_pretrained(folder).unet.state_dict()
 
 
+def train_with(patch: str, *arguments) -> subprocess.CompletedProcess:
+    """train.py in a process where `patch` was executed first."""
+    script = f"import sys; sys.path.insert(0, 'training')\n{patch}\nimport train; sys.exit(train.main(sys.argv[1:]))"
+    return run_python("-c", script, *map(str, arguments))
+
+
+def save_images(folder, labels: list[int], feature) -> Path:
+    """A data set of 8×8 images in one Parquet file."""
+    features = datasets.Features({"image": datasets.Image(), "label": feature})
+    noise = np.random.default_rng(0).integers(0, 256, (len(labels), 8, 8), dtype=np.uint8)
+    columns = {"image": [Image.fromarray(image) for image in noise], "label": labels}
+    folder.mkdir()
+    datasets.Dataset.from_dict(columns, features=features).to_parquet(folder / "train.parquet")
+    return folder
+
+
 def train_in_two_processes(*arguments) -> subprocess.CompletedProcess:
     """`accelerate launch` starts several processes for GPUs only; on CPUs the launcher is torch's."""
     launch = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(free_port())]
     return run_python(
         *launch, "training/train.py", *map(str, arguments), ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1"
     )
+
+
+def session_of(pid: int) -> int | None:
+    try:
+        return os.getsid(pid)
+    except ProcessLookupError:  # ended in the meantime
+        return None
 
 
 def free_port() -> int:
@@ -140,6 +167,53 @@ class TestOtherData:
         assert pipeline(num_inference_steps=1).images[0].size == size
 
 
+class TestJudging:
+    @pytest.mark.parametrize(("labels", "reason"), [([1] * 12, "all images are of class 1"), ([0], "of class 0"),
+                                                    ([0] * 9 + [1], "class 1 has 1")])  # fmt: skip
+    def test_what_cannot_be_judged_is_said_first_and_trained_all_the_same(self, tmp_path, labels, reason):
+        data = save_images(tmp_path / "data", labels, datasets.ClassLabel(names=["a", "b"]))
+        result = train(*SMALL, "--fidelity_samples", "4", "--dataset_name", data, "--output_dir", tmp_path / "run")
+        assert result.returncode == 0, result.stderr
+        assert "The samples will not be judged: " in result.stdout
+        assert reason in result.stdout
+        assert "class_fidelity" not in json.loads((tmp_path / "run" / "metrics.json").read_text())
+        assert (tmp_path / "run" / "README.md").exists()
+
+    @pytest.mark.parametrize("error", ["KeyboardInterrupt", "RuntimeError"])
+    def test_a_stop_while_judging_loses_nothing(self, tmp_path, error):
+        patch = f"import train_report\ndef fail(*arguments): raise {error}\ntrain_report.judge = fail"
+        result = train_with(patch, *SMALL, "--output_dir", tmp_path / "run")
+        assert result.returncode == (130 if error == "KeyboardInterrupt" else 1)
+        assert ("holds the trained model and its figures" in result.stderr) == (error == "KeyboardInterrupt")
+        assert json.loads((tmp_path / "run" / "metrics.json").read_text())["steps"] == 6
+        assert (tmp_path / "run" / "README.md").exists()
+        assert DDPMHubPipeline.from_pretrained(tmp_path / "run").num_classes == 10
+
+    def test_the_judged_network_is_the_one_that_users_load(self, tmp_path):
+        """Also after mixed precision and with drop-out: the same numbers to the last bit."""
+        patch = """
+import torch, train_report
+from ddpm_hub import DDPMHubPipeline
+def compare(config, data, pipeline):
+    x, t, y = torch.randn(4, 1, 8, 8), torch.arange(4), torch.arange(4)
+    with torch.no_grad():
+        judged, loaded = (p.unet(x, t, y).sample for p in (pipeline, DDPMHubPipeline.from_pretrained(config.output_dir)))
+    return {"same": torch.equal(judged, loaded)}
+train_report.judge = compare"""
+        precision = ["--mixed_precision", "bf16", "--dropout", "0.2"]
+        result = train_with(patch, *SMALL, *precision, "--output_dir", tmp_path / "run")
+        assert result.returncode == 0, result.stderr
+        assert json.loads((tmp_path / "run" / "metrics.json").read_text())["same"] is True
+
+    @pytest.mark.parametrize(("flags", "said"), [([], True), (["--class_conditional", "false"], False)])
+    def test_integers_that_may_be_classes_are_named(self, tmp_path, flags, said):
+        data = save_images(tmp_path / "data", [0, 1] * 6, datasets.Value("int64"))
+        result = train(*SMALL, *flags, "--dataset_name", data, "--output_dir", tmp_path / "run")
+        assert result.returncode == 0, result.stderr
+        line = "`label` holds integers; --label_column label trains on them as classes."
+        assert (line in result.stdout.splitlines()) == said
+
+
 class TestRunsThatMustAgree:
     def test_the_same_command_gives_the_same_weights(self, reference, tmp_path):
         assert train(*SMALL, "--output_dir", tmp_path / "run").returncode == 0
@@ -165,7 +239,70 @@ class TestRunsThatMustAgree:
         assert (predictions(tmp_path / "run") - predictions(reference)).abs().max() < 1e-5
 
 
+def read_until(process: subprocess.Popen, words: str) -> None:
+    """Waits for words on stderr; the training bar has `loss=` once an interval of steps is over."""
+    seen = ""
+    while words not in seen:
+        character = process.stderr.read(1)
+        assert character, f"ended before {words!r}: {seen}"
+        seen += character
+
+
 class TestInterruption:
+    def test_ctrl_c_under_make_stops_all_and_leaves_a_model_that_loads(self, tmp_path):
+        """The terminal's Ctrl-C goes to make, its shell, the launcher and train.py at once."""
+        arguments = shlex.join([*SMALL, "--max_train_steps", "100000", "--output_dir", str(tmp_path / "run")])
+        # Not to install anything: the environment of this test is that of the run.
+        command = ["make", "--old-file=.venv/.installed", f"BIN={Path(sys.executable).parent}", "train"]
+        process = subprocess.Popen(
+            [*command, f"ARGS={arguments}"], cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            start_new_session=True,
+        )  # fmt: skip
+        try:
+            read_until(process, "loss=")
+            os.killpg(process.pid, signal.SIGINT)
+            out, err = process.communicate(timeout=120)
+            alive = [other for other in psutil.process_iter() if session_of(other.pid) == process.pid]
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+        assert alive == []
+        assert "Traceback" not in err
+        assert "Stopped after" in out
+        assert DDPMHubPipeline.from_pretrained(tmp_path / "run")(num_inference_steps=1).images
+        assert 0 < json.loads((tmp_path / "run" / "metrics.json").read_text())["steps"] < 100000
+
+    def test_ctrl_c_while_images_are_decoded_stops_also_where_the_launcher_ignores_it(self, tmp_path):
+        data = save_images(tmp_path / "data", [0] * 5000, datasets.Value("int64"))
+        command = [sys.executable, "training/train.py", *SMALL, "--max_train_steps", "100000", "--dataset_name", data,
+                   "--output_dir", tmp_path / "run"]  # fmt: skip
+        shell = f"trap '' INT; exec {shlex.join(map(str, command))}"
+        process = subprocess.Popen(["sh", "-c", shell], cwd=REPOSITORY, stderr=subprocess.PIPE, text=True)
+        try:
+            read_until(process, "decoding images")
+            process.send_signal(signal.SIGINT)
+            _, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
+        assert process.returncode == 130
+        assert "stopped before training; nothing was written." in err
+        assert not (tmp_path / "run").exists()
+
+    @pytest.mark.parametrize(
+        ("where", "said"),
+        [("image_data.load_images", "stopped before training; nothing was written"),
+         ("training_loop.train", "stopped at once; .*run holds no model yet"),
+         ("training_loop.LossLog.save", "stopped at once; .*run holds the model of the last sample grid")],
+    )  # fmt: skip
+    def test_a_stop_at_once_says_what_there_is(self, tmp_path, where, said):
+        module = where.split(".")[0]
+        patch = f"import {module}\ndef fail(*arguments): raise KeyboardInterrupt\n{where} = fail"
+        result = train_with(patch, *SMALL, "--output_dir", tmp_path / "run")
+        assert result.returncode == 130
+        assert re.search(said, result.stderr)
+        assert "Traceback" not in result.stderr
+        assert (tmp_path / "run").exists() == (module == "training_loop")
+
     def test_ctrl_c_leaves_a_model_that_loads(self, tmp_path):
         command = [
             sys.executable,
@@ -178,11 +315,7 @@ class TestInterruption:
         ]
         process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         try:
-            seen = ""
-            while "loss=" not in seen:  # the bar shows a loss once an interval of steps is over
-                character = process.stderr.read(1)
-                assert character, f"ended before it trained: {seen}"
-                seen += character
+            read_until(process, "loss=")
             process.send_signal(signal.SIGINT)
             out, err = process.communicate(timeout=120)
         finally:
@@ -214,6 +347,13 @@ class TestMistakes:
             (["--beta_end", "2"], "`beta_end` is 2.0"),
             (["--resolution", "7"], "`block_out_channels` has 2 levels.*--resolution 8"),
             (["--output_dir", "/proc/run"], "`output_dir` is '/proc/run'"),
+            (
+                ["--block_out_channels", "[3,6]", "--norm_num_groups", "3"],
+                "`block_out_channels` is .*at least 8 channels",
+            ),
+            (["--attention_resolutions", "[8,5]"], "`attention_resolutions` is .*height 5; the heights are 8, 4"),
+            (["--beta_end", "2", "--dataset_name", "no/such/folder"], "`beta_end` is 2.0"),
+            (["--seed", "5000000000"], "`seed` is 5000000000"),
         ],
     )
     def test_one_line_status_2_and_nothing_lost(self, good_run, arguments, message):
@@ -224,6 +364,16 @@ class TestMistakes:
         assert re.search(message, line)
         assert {p.name for p in good_run.iterdir()} == {"config.yaml", "precious"}
         assert not good_run.with_name("run.1").exists()
+
+    def test_whatever_the_network_cannot_compute_is_told_before_anything_is_moved(self, good_run):
+        patch = "import diffusers\ndef fail(*arguments, **named): raise ZeroDivisionError('division by zero')\n"
+        patch += "diffusers.UNet2DModel.forward = fail"
+        result = train_with(patch, "--output_dir", good_run)
+        assert result.returncode == 2
+        assert re.search(
+            "error: `block_out_channels` is .*cannot compute on 8×8 images: division by zero", result.stderr
+        )
+        assert {p.name for p in good_run.iterdir()} == {"config.yaml", "precious"}
 
     def test_debug_shows_the_traceback(self):
         result = train("--max_train_steps", "0", "--debug")

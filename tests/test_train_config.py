@@ -71,13 +71,16 @@ def test_help_imports_nothing_heavy():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--batchsize", "3"], "unknown flag --batchsize; did you mean batch_size?"),
-        (["--lr", "3"], "unknown flag --lr; did you mean"),
+        (["--batchsize", "3"], "unknown flag --batchsize; did you mean --batch_size?"),
+        (["--lr", "3"], "unknown flag --lr. `train.py --help` lists"),
         (["--batch_size", "0"], "`batch_size` is 0; it must be at least 1"),
         (["--batch_size", "six"], "batch_size.*int.*six"),
         (["--max_train_steps", "0"], "`max_train_steps` is 0"),
         (["--max_train_steps", "-5"], "`max_train_steps` is -5"),
-        (["--max_train_steps", "10"], "`warmup_steps` is 100; it must be at most max_train_steps = 10"),
+        (["--max_train_steps", "10"], "`warmup_steps` is 100; .*max_train_steps = 10; add --warmup_steps 1"),
+        (["--seed", "5000000000"], "`seed` is 5000000000; it must be from 0 to 4000000000"),
+        (["--seed", "-1"], "`seed` is -1; it must be from 0"),
+        (["--block_out_channels", "8", "16"], r"block_out_channels.*--block_out_channels '\[32,64\]'"),
         (["--learning_rate", "0"], "`learning_rate` is 0.0; it must be a positive number"),
         (["--learning_rate", "nan"], "learning_rate.*nan"),
         (["--class_dropout", "1"], "`class_dropout` is 1.0; it must be from 0 to below 1"),
@@ -105,6 +108,11 @@ def test_mistakes_are_told_with_the_name_and_the_remedy(arguments, message):
         ("just words", "holds no `key: value` lines"),
         ("", "holds no `key: value` lines"),
         ("batch_size: many", "batch_size"),
+        ("batch_size: null", "`batch_size` is null; leave it out for the default, 64"),
+        ("block_out_channels: null", "`block_out_channels` is null"),
+        ("output_dir: null", "`output_dir` is null"),
+        ("mixed_precision: no", "`mixed_precision` in .*write 'no', with the quotes"),
+        ("seed: 1\nbatch_size: 8\nseed: 2", "seed stands 2 times"),
     ],
 )
 def test_mistakes_in_the_file_are_told(tmp_path, content, message):

@@ -1,18 +1,22 @@
 """Images of a data set as one uint8 tensor in memory, checked and decoded once."""
 
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import datasets
 import numpy as np
 import psutil
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from tqdm.auto import tqdm
 from train_config import REPOSITORY, TrainConfig, UserError
 
 # What each PIL mode is decoded to. Others (16-bit, floating point, …) are refused.
 MODE_OF = {"1": "L", "L": "L", "P": "RGB", "RGB": "RGB", "CMYK": "RGB", "YCbCr": "RGB", "LA": "RGBA", "RGBA": "RGBA"}
+
+# Classes that integers without names may stand for, in data sets of fewer images; in others, as many as images.
+MOST_CLASSES = 1000
 
 
 @dataclass(frozen=True)
@@ -21,11 +25,13 @@ class ImageData:
     pixels (`torch.Tensor` of `uint8`, shape (N, C, H, W)): the images.
     labels (`torch.Tensor` of `int64`, shape (N,), *optional*): their classes, 0…K−1.
     class_names (`list[str]`): the K names; empty where there are no labels.
+    unused_labels (`list[str]`): columns of integers that may be classes; only `ClassLabel` columns are used by themselves.
     """
 
     pixels: torch.Tensor
     labels: torch.Tensor | None
     class_names: list[str]
+    unused_labels: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -45,12 +51,14 @@ def load_images(config: TrainConfig) -> ImageData:
         raise UserError(f"`dataset_name` is {config.dataset_name!r}, which has no column of images; it has {columns}.")
     labels, class_names = _read_labels(table, config)
     pixels = _decode(table.select_columns(image_column), image_column, config)
-    return ImageData(pixels, labels, class_names)
+    integers = [name for name, feature in table.features.items() if _is_integer(feature)]
+    return ImageData(pixels, labels, class_names, integers if config.class_conditional and labels is None else [])
 
 
 def local_folder(config: TrainConfig) -> Path | None:
     """Where `dataset_name` is on this machine; `None` if it names a data set of the Hub."""
-    return next((p for p in (Path(config.dataset_name), REPOSITORY / config.dataset_name) if p.exists()), None)
+    folders = (Path(config.dataset_name), REPOSITORY / config.dataset_name)
+    return next((p for p in folders if os.path.exists(p)), None)  # unlike Path.exists, no error for a long name
 
 
 def _load_split(config: TrainConfig) -> datasets.Dataset:
@@ -66,24 +74,35 @@ def _load_split(config: TrainConfig) -> datasets.Dataset:
     try:
         if saved:
             loaded = datasets.load_from_disk(str(folder))
-            if isinstance(loaded, datasets.DatasetDict):
-                if config.split not in loaded:
-                    raise UserError(f"`split` is {config.split!r}; the data set has {', '.join(loaded)}.")
-                loaded = loaded[config.split]
+            loaded = _select_split(loaded if isinstance(loaded, dict) else {"train": loaded}, config)
         else:
             loaded = datasets.load_dataset(str(folder or name), config.dataset_config, split=config.split)
     except UserError:
         raise
     except IndexError as error:  # what load_from_disk makes of a data set without rows
         raise UserError(f"`dataset_name` = {name!r}, `split` = {config.split!r} is empty.") from error
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        reason = " ".join(str(error).split())
+    except Exception as error:  # of many types: the file system's, the Hub's, and those of the formats' readers
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
             f"`dataset_name` = {name!r}, `split` = {config.split!r} cannot be loaded: {reason.rstrip('.')}."
         ) from error
     if len(loaded) == 0:
         raise UserError(f"`dataset_name` = {name!r}, `split` = {config.split!r} is empty.")
     return loaded
+
+
+def _select_split(tables: dict[str, datasets.Dataset], config: TrainConfig) -> datasets.Dataset:
+    """The split of a saved data set, or the parts of splits, written as for `load_dataset`."""
+    if config.split in tables:
+        return tables[config.split]
+    try:
+        asked = datasets.ReadInstruction.from_spec(config.split)
+        parts = asked.to_absolute({name: len(table) for name, table in tables.items()})
+    except (ValueError, AssertionError) as error:
+        raise UserError(
+            f"`split` is {config.split!r}; the data set has {', '.join(tables)}, or parts like 'train[:100]'."
+        ) from error
+    return datasets.concatenate_datasets([tables[p.splitname].select(range(p.from_, p.to)) for p in parts])
 
 
 def _find_column(table: datasets.Dataset, asked: str | None, argument: str, feature_type: type) -> str | None:
@@ -109,20 +128,34 @@ def _type_name(feature) -> str:
     return getattr(feature, "dtype", None) if isinstance(feature, datasets.Value) else type(feature).__name__
 
 
+def _is_integer(feature) -> bool:
+    return isinstance(feature, datasets.Value) and "int" in feature.dtype
+
+
 def _read_labels(table: datasets.Dataset, config: TrainConfig) -> tuple[torch.Tensor | None, list[str]]:
     if not config.class_conditional:
         return None, []
     column = _find_column(table, config.label_column, "label_column", datasets.ClassLabel)
     if column is None:
         return None, []
-    values = table.with_format("numpy", columns=[column])[column][:]
-    values = np.asarray(values)
-    if not np.issubdtype(values.dtype, np.integer):
-        raise UserError(f"`label_column` is {column!r}, which holds {values.dtype} values; classes are integers 0…K−1.")
     feature = table.features[column]
-    names = (
-        feature.names if isinstance(feature, datasets.ClassLabel) else [str(k) for k in range(int(values.max()) + 1)]
-    )
+    named = isinstance(feature, datasets.ClassLabel)
+    if not named and not _is_integer(feature):
+        kind = _type_name(feature)
+        raise UserError(f"`label_column` is {column!r}, which holds {kind} values; classes are integers 0…K−1.")
+    values = table.select_columns(column)[:][column]
+    if None in values:
+        raise UserError(
+            f"`label_column` is {column!r}, but row {values.index(None)} has no label (null); remove that row, or use "
+            f"--class_conditional false."
+        )
+    values = np.asarray(values)
+    if not named and values.max() >= max(len(values), MOST_CLASSES):  # each class costs a name and an embedding
+        raise UserError(
+            f"`label_column` is {column!r}, which holds {values.max()}; classes are integers 0…K−1, and K may be "
+            f"{max(len(values), MOST_CLASSES)} here. Number the classes from 0, or use --class_conditional false."
+        )
+    names = feature.names if named else [str(k) for k in range(values.max() + 1)]
     if values.min() < 0 or values.max() >= len(names):
         raise UserError(
             f"`label_column` is {column!r}, which holds {values.min()}…{values.max()}; the classes are 0…{len(names) - 1}. "
@@ -167,9 +200,11 @@ def _read_image(value: dict | None, row: int, config: TrainConfig) -> Image.Imag
         # Read here, since a broken file that PIL opened itself stays open.
         content = value["bytes"] if value.get("bytes") is not None else Path(value["path"]).read_bytes()
         image = datasets.Image().decode_example({"bytes": content, "path": None})
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except Exception as error:  # PIL's decoders raise errors of many types
+        # PIL's message for a file that is no image names the buffer that it was read from.
+        reason = f"its {len(content)} bytes are no image" if isinstance(error, UnidentifiedImageError) else error
         raise UserError(
-            f"`dataset_name` is {config.dataset_name!r}, whose {name} cannot be read: {error}. Repair or remove it."
+            f"`dataset_name` is {config.dataset_name!r}, whose {name} cannot be read: {reason}. Repair or remove it."
         ) from error
     if image.mode not in MODE_OF:
         raise UserError(

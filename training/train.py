@@ -1,6 +1,6 @@
 """Trains a DDPM on images.
 
-    accelerate launch training/train.py                                   the embedded digits, about two minutes
+    accelerate launch training/train.py           the embedded digits, about 2 minutes on one CPU core
     accelerate launch training/train.py --config training/configs/fashion_mnist.yaml
     accelerate launch training/train.py --dataset_name FOLDER_OR_HUB_ID --output_dir outputs/mine
     python training/train.py --help                                       every option
@@ -34,6 +34,7 @@ def main(argv: list[str]) -> int:
         print(f"train.py: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
+        print("train.py: stopped before training; nothing was written.", file=sys.stderr)
         return INTERRUPTED
 
 
@@ -43,9 +44,6 @@ def run(config: TrainConfig, output: Path) -> int:
     from accelerate.utils import set_seed
     from build_model import build_scheduler, build_unet
     from image_data import load_images
-    from run_card import write_card
-    from train_report import judge
-    from training_loop import train
 
     from ddpm_hub import DDPMHubPipeline
 
@@ -58,33 +56,55 @@ def run(config: TrainConfig, output: Path) -> int:
             f"`batch_size` is {config.batch_size}; it must be a multiple of {passes}, the {accelerator.num_processes} "
             f"processes times gradient_accumulation_steps = {config.gradient_accumulation_steps}."
         )
+    scheduler = build_scheduler(config)
     with accelerator.main_process_first():
         data = load_images(config)
     set_seed(config.seed)
-    unet, scheduler = build_unet(config, data), build_scheduler(config)
-    pipeline = DDPMHubPipeline(unet, scheduler, id2label=dict(enumerate(data.class_names)))
+    pipeline = DDPMHubPipeline(build_unet(config, data), scheduler, id2label=dict(enumerate(data.class_names)))
     if accelerator.is_main_process:
         claim_output(output, config)
-        print(
-            f"{len(data):,} images of {' × '.join(map(str, data.pixels.shape[1:]))}, {len(data.class_names)} classes; a "
-            f"U-Net of {unet.num_parameters() / 1e6:.2f} M parameters; {config.max_train_steps:,} steps of "
-            f"{config.batch_size} images.",
-            flush=True,
-        )
-    accelerator.wait_for_everyone()
+    try:
+        return train_and_judge(config, data, pipeline, accelerator, output)
+    except KeyboardInterrupt:
+        if accelerator.is_main_process:
+            print(f"train.py: stopped at once; {content(output)}.", file=sys.stderr)
+        return INTERRUPTED
 
+
+def train_and_judge(config: TrainConfig, data, pipeline, accelerator, output: Path) -> int:
+    """Trains in all processes; the main one then writes what there is to say of the run."""
+    from run_card import write_card
+    from train_report import judge, print_plan
+    from training_loop import train
+
+    if accelerator.is_main_process:
+        print_plan(config, data, pipeline)
+    accelerator.wait_for_everyone()
     with interrupt_flag() as interrupted:
         metrics = train(config, data, pipeline, accelerator, output, interrupted)
+
+    def record(figures: dict) -> None:
+        (output / "metrics.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+        write_card(config, data, pipeline, figures, output)
+
     finished = metrics["steps"] == config.max_train_steps
     if accelerator.is_main_process:
+        record(metrics)  # judging takes a while, and may be stopped
         if finished:
-            metrics |= judge(config, data, pipeline)
+            record(metrics | judge(config, data, pipeline))
         else:
             print(f"Stopped after {metrics['steps']} steps; {output} holds the model of that step.")
-        (output / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
-        write_card(config, data, pipeline, metrics, output)
     accelerator.end_training()
     return 0 if finished else INTERRUPTED
+
+
+def content(output: Path) -> str:
+    """What a run that was stopped at once leaves in its folder."""
+    if (output / "metrics.json").exists():
+        return f"{output} holds the trained model and its figures, without the judgement of its samples"
+    if (output / "model_index.json").exists():
+        return f"{output} holds the model of the last sample grid"
+    return f"{output} holds no model yet"
 
 
 @contextmanager
@@ -105,4 +125,6 @@ def interrupt_flag() -> Iterator[list]:
 
 
 if __name__ == "__main__":
+    # `make train` starts its launcher, and so this process, with SIGINT ignored: the launcher is to wait for our end.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.exit(main(sys.argv[1:]))

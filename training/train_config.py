@@ -11,6 +11,7 @@ from pathlib import Path
 import yaml
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+LARGEST_SEED = 4_000_000_000  # numpy's end at 2**32 - 1 (4,294,967,295); sample i has the seed `seed` + i
 
 
 class UserError(ValueError):
@@ -100,14 +101,22 @@ class TrainConfig:
     fidelity_samples: int = 200
 
     def __post_init__(self):
+        for field in dataclasses.fields(self):
+            if getattr(self, field.name) is None and field.default is not None:
+                raise UserError(f"`{field.name}` is null; leave it out for the default, {field.default!r}.")
         for name in ("max_train_steps", "batch_size", "gradient_accumulation_steps", "layers_per_block",
                      "norm_num_groups", "num_train_timesteps", "num_inference_steps"):  # fmt: skip
             self._check(name, getattr(self, name) >= 1, "at least 1")
-        for name in ("warmup_steps", "sample_every", "fidelity_samples", "seed"):
+        for name in ("warmup_steps", "sample_every", "fidelity_samples"):
             self._check(name, getattr(self, name) >= 0, "at least 0")
         self._check("resolution", self.resolution is None or self.resolution >= 1, "at least 1, or left out")
-        self._check("warmup_steps", self.warmup_steps <= self.max_train_steps,
-                    f"at most max_train_steps = {self.max_train_steps}")  # fmt: skip
+        self._check(
+            "warmup_steps",
+            self.warmup_steps <= self.max_train_steps,
+            f"at most max_train_steps = {self.max_train_steps}; add --warmup_steps {self.max_train_steps // 10}",
+        )
+        self._check("seed", 0 <= self.seed <= LARGEST_SEED,
+                    f"from 0 to {LARGEST_SEED}; the samples have it and the seeds that follow")  # fmt: skip
         self._check("num_inference_steps", self.num_inference_steps <= self.num_train_timesteps,
                     f"at most num_train_timesteps = {self.num_train_timesteps}")  # fmt: skip
         self._check("batch_size", self.batch_size % self.gradient_accumulation_steps == 0,
@@ -162,14 +171,23 @@ def parse_config(argv: list[str]) -> TrainConfig:
     fields = [field.name for field in dataclasses.fields(TrainConfig)]
     for flag in flags:
         if flag.startswith("--"):
-            _check_known(flag[2:].split("=")[0], [*fields, "debug", "help", "print_config"], "flag --")
+            known = [f"--{name}" for name in (*fields, "debug", "help", "print_config")]
+            _check_known(flag.split("=")[0], known, "flag ")
     for path in config_flags[1::2]:
-        for key in _read_mapping(path):
+        content = _read_mapping(path)
+        for key in content:
             _check_known(str(key), fields, f"key in {path}: ")
+        if content.get("mixed_precision") is False:
+            raise UserError(
+                f"`mixed_precision` in {path} is no, which YAML reads as false; write 'no', with the quotes."
+            )
     try:
         namespace = parser.parse_args([*config_flags, *flags])
     except Exception as error:  # the parser has several error types; each message names the key
-        raise UserError(" ".join(str(error).split())) from error
+        reason = " ".join(str(error).split())
+        if any(name in " ".join(flags) for name in ("block_out_channels", "attention_resolutions")):
+            reason = f"{reason.rstrip('.')}. Lists are written with brackets: --block_out_channels '[32,64]'."
+        raise UserError(reason) from error
     return TrainConfig(**{name: namespace[name] for name in fields})
 
 
@@ -191,17 +209,27 @@ def _split_config_flags(argv: list[str]) -> tuple[list[str], list[str]]:
 
 def _read_mapping(path: str) -> dict:
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8")
+        content, node = yaml.safe_load(text), yaml.compose(text, Loader=yaml.SafeLoader)
     except OSError as error:
         raise UserError(f"`--config` is {path!r}, which cannot be read: {error.strerror}.") from error
     except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"`--config` is {path!r}, which is no valid YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(content, dict):
         raise UserError(f"`--config` is {path!r}, which holds no `key: value` lines.")
+    keys = [key.value for key, _ in node.value]
+    for key in keys:
+        if keys.count(key) > 1:  # YAML readers silently keep the last one
+            raise UserError(f"`--config` is {path!r}, where {key} stands {keys.count(key)} times; leave one.")
     return content
 
 
 def _check_known(name: str, known: list[str], what: str) -> None:
     if name not in known:
-        nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
-        raise UserError(f"unknown {what}{name}; did you mean {nearest}? `train.py --help` lists them all.")
+        # Without the dashes, which all flags have in common.
+        dashes = "--" if name.startswith("--") else ""
+        nearest = difflib.get_close_matches(
+            name.removeprefix("--"), [k.removeprefix("--") for k in known], n=1, cutoff=0.5
+        )
+        guess = f"; did you mean {dashes}{nearest[0]}?" if nearest else "."
+        raise UserError(f"unknown {what}{name}{guess} `train.py --help` lists them all.")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from class_fidelity import class_fidelity
+from class_fidelity import class_fidelity, obstacle
 from image_data import ImageData
 from PIL import Image
 from tqdm.auto import tqdm
@@ -49,11 +49,35 @@ def draw_grid(config: TrainConfig, data: ImageData, pipeline: DDPMHubPipeline, p
     save_grid(draw(config, pipeline, columns * GRID_ROWS, labels, "sample grid"), path, columns)
 
 
+def print_plan(config: TrainConfig, data: ImageData, pipeline: DDPMHubPipeline) -> None:
+    """Says what is about to be trained, and what is left aside."""
+    print(
+        f"{len(data):,} images of {' × '.join(map(str, data.pixels.shape[1:]))}, {len(data.class_names)} classes; a "
+        f"U-Net of {pipeline.unet.num_parameters() / 1e6:.2f} M parameters; {config.max_train_steps:,} steps of "
+        f"{config.batch_size} images.",
+        flush=True,
+    )
+    for column in data.unused_labels:
+        print(f"`{column}` holds integers; --label_column {column} trains on them as classes.", flush=True)
+    if reason := why_not_judged(config, data):
+        print(f"The samples will not be judged: {reason}.", flush=True)
+
+
+def why_not_judged(config: TrainConfig, data: ImageData) -> str | None:
+    """Why [`judge`] cannot do what was asked for; `None` if it can, or if nothing was asked for."""
+    return obstacle(data.labels) if config.fidelity_samples and data.labels is not None else None
+
+
 def judge(config: TrainConfig, data: ImageData, pipeline: DDPMHubPipeline) -> dict:
-    """Draws `fidelity_samples` images, each class equally often, and says how often a classifier agrees."""
-    if not config.fidelity_samples or data.labels is None:
+    """Draws `fidelity_samples` images, each class of the data equally often, and says how often a classifier agrees.
+
+    Returns:
+        `dict`: the figures of [`class_fidelity`]; none where there are no classes or [`why_not_judged`] says why.
+    """
+    if not config.fidelity_samples or data.labels is None or why_not_judged(config, data):
         return {}
-    labels = [i % len(data.class_names) for i in range(config.fidelity_samples)]
+    classes = data.labels.unique().tolist()
+    labels = [classes[i % len(classes)] for i in range(config.fidelity_samples)]
     samples = draw(config, pipeline, len(labels), labels, "samples to judge")
     scores = class_fidelity(data.pixels, data.labels, samples, torch.tensor(labels))
     print(

@@ -28,6 +28,23 @@ def diffusion_loss(model: UNet2DModel, scheduler: DDPMHubScheduler, batch: Batch
     return torch.nn.functional.mse_loss(prediction.float(), target)
 
 
+def optimizer_step(
+    config: TrainConfig, model, optimizer, scheduler: DDPMHubScheduler, parts: list[Batch], accelerator: Accelerator
+) -> torch.Tensor:
+    """One step of the optimizer on all parts of a batch; returns this process's mean loss, on its device."""
+    mean_loss = torch.zeros((), device=accelerator.device)
+    for batch in parts:
+        with accelerator.accumulate(model):
+            loss = diffusion_loss(model, scheduler, batch)
+            accelerator.backward(loss)
+            if accelerator.sync_gradients:
+                accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+            optimizer.step()
+            optimizer.zero_grad()
+        mean_loss += loss.detach() / len(parts)
+    return mean_loss
+
+
 def train(
     config: TrainConfig,
     data: ImageData,
@@ -38,7 +55,8 @@ def train(
 ) -> dict:
     """Trains until the last step, or until `interrupted` is no longer empty in any process.
 
-    Afterwards `pipeline` holds the averaged weights, and they are saved in `output`.
+    Afterwards `pipeline` holds the averaged weights and computes with them what it computes when it is loaded from
+    `output`, where they are saved.
 
     Returns:
         `dict`: the steps done, the seconds that took with all grids, images per second without them, and the last loss.
@@ -62,15 +80,7 @@ def train(
         disable=not accelerator.is_main_process,
     )
     for parts in training_batches(config, data, device, accelerator.process_index, accelerator.num_processes):
-        for batch in parts:
-            with accelerator.accumulate(model):
-                loss = diffusion_loss(model, pipeline.scheduler, batch)
-                accelerator.backward(loss)
-                if accelerator.sync_gradients:
-                    accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
-                optimizer.step()
-                optimizer.zero_grad()
-            log.add(loss.detach() / len(parts))
+        log.add(optimizer_step(config, model, optimizer, pipeline.scheduler, parts, accelerator))
         learning_rate.step()
         ema.step(unet.parameters())
         step += 1
@@ -89,6 +99,8 @@ def train(
             break
     bar.close()
     ema.copy_to(unet.parameters())
+    # prepare() put the mixed precision into `unet` itself.
+    accelerator.unwrap_model(model, keep_fp32_wrapper=False).eval()
     seconds = time.perf_counter() - started
     return {
         "steps": step,
