@@ -15,12 +15,6 @@ def compute_dtype(sample: torch.Tensor) -> torch.dtype:
     return torch.float64 if sample.dtype == torch.float64 else torch.float32
 
 
-def computable(tensor: torch.Tensor, like: torch.Tensor | None = None) -> torch.Tensor:
-    """The tensor in the precision in which it, or the sample `like`, is computed; itself where that is its own."""
-    dtype = compute_dtype(tensor if like is None else like)
-    return tensor if tensor.dtype == dtype else tensor.to(dtype)
-
-
 def linear_combination(a: Number, x: torch.Tensor, b: Number, y: torch.Tensor) -> torch.Tensor:
     """a·x + b·y in a new tensor."""
     if isinstance(b, float):

@@ -57,7 +57,6 @@ from .ddpm_sample_arithmetic import (
     add_scaled,
     broadcast_rows,
     columns_at,
-    computable,
     compute_dtype,
     draw_noise,
     dynamic_threshold,
@@ -473,8 +472,7 @@ class DDPMHubScheduler(SchedulerMixin, ConfigMixin):
             ValueError: before `set_timesteps`, at a timestep outside the schedule, or if shapes or dtypes do not match.
         """
         weights = self._weights_at(timestep, sample, eta)
-        output, learned = self._split(model_output, sample)
-        x_t, output = computable(sample), computable(output, like=sample)
+        x_t, output, learned = self._inputs(model_output, sample)
 
         # 1. x̂_0 from x_t and the prediction ([Ho] equation 15)
         pred_original = linear_combination(weights.x0_from_sample, x_t, weights.x0_from_output, output)
@@ -512,13 +510,12 @@ class DDPMHubScheduler(SchedulerMixin, ConfigMixin):
             `torch.Tensor`: x_t, in the dtype of `sample`.
         """
         weights = self._weights_at(timestep, sample, 1.0)
-        output, _ = self._split(model_output, sample)
+        x_s, output, _ = self._inputs(model_output, sample)
         log_t, log_s = (torch.as_tensor(log, dtype=torch.float64) for log in (weights.log_abar_t, weights.log_abar_s))
         a, b = ddim_inversion_weights(log_t, log_s)
         c, d = conversion_weights(self.config.prediction_type, "epsilon", log_t)
-        dtype = compute_dtype(sample)
-        moved = [weight.to(dtype).to(sample.device) for weight in (a + b * d, b * c)]
-        return (moved[0] * sample.to(dtype) + moved[1] * output.to(dtype)).to(sample.dtype)
+        moved = [weight.to(x_s.dtype).to(x_s.device) for weight in (a + b * d, b * c)]
+        return linear_combination(moved[0], x_s, moved[1], output).to(sample.dtype)
 
     def predict_original_sample(
         self, model_output: torch.Tensor, sample: torch.Tensor, timesteps: int | torch.Tensor
@@ -574,11 +571,13 @@ class DDPMHubScheduler(SchedulerMixin, ConfigMixin):
             )
         return row
 
-    def _split(self, model_output: torch.Tensor, sample: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The prediction, and what the network says of the variance where that is learned."""
+    def _inputs(
+        self, model_output: torch.Tensor, sample: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """x_t, the prediction, and what the network says of a learned variance, in the precision that is computed in."""
         learned = self._variance_type in LEARNED_VARIANCE_TYPES
         if not learned and model_output.shape == sample.shape and model_output.dtype == sample.dtype == torch.float32:
-            return model_output, None  # the usual case, told first: a small step costs no more than its checks
+            return sample, model_output, None  # the usual case comes first: it costs no more than its checks
         wanted = (
             (sample.shape[0], 2 * sample.shape[1], *sample.shape[2:]) if learned and sample.ndim > 1 else sample.shape
         )
@@ -598,17 +597,17 @@ class DDPMHubScheduler(SchedulerMixin, ConfigMixin):
             raise ValueError(
                 f"`model_output` has dtype {model_output.dtype}, more than `sample`'s {sample.dtype} can hold; convert one."
             )
-        return model_output.chunk(2, dim=1) if learned else (model_output, None)
+        output, said = model_output.chunk(2, dim=1) if learned else (model_output, None)
+        dtype = compute_dtype(sample)
+        return sample.to(dtype), output.to(dtype), None if said is None else said.to(dtype)
 
     def _scaled_noise(self, weights: _StepWeights, learned, eta, sample, generator, variance_noise) -> torch.Tensor:
         """σ z, in a tensor of its own."""
         std = weights.std
         if learned is not None:
-            log_variance = learned.to(compute_dtype(sample))
             if self._variance_type == "learned_range":
-                bounds = weights.log_variance_small, weights.log_variance_large
-                log_variance = learned_range_log_variance(log_variance, *bounds)
-            std = torch.exp(0.5 * log_variance) * (weights.adds_noise * eta)
+                learned = learned_range_log_variance(learned, weights.log_variance_small, weights.log_variance_large)
+            std = torch.exp(0.5 * learned) * (weights.adds_noise * eta)
         if variance_noise is None:
             if isinstance(std, float):
                 return draw_noise(sample, generator, std)

@@ -11,7 +11,7 @@ def test_the_snippets_run(default_run, tmp_path):
     (tmp_path / "outputs").mkdir()
     (tmp_path / "outputs" / "digits").symlink_to(default_run)
     snippets = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    assert len(snippets) == 3
+    assert len(snippets) == 4
     for number, snippet in enumerate(snippets):
         script = tmp_path / f"{number}.py"
         script.write_text(f"import os; os.chdir({str(tmp_path)!r})\n{snippet}", encoding="utf-8")
