@@ -1,9 +1,12 @@
 """Estimates what the analytic variance needs: how much x_0 still varies once x_t is known, for every timestep."""
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
+
+from .ddpm_argument_checks import check_integer
 
 if TYPE_CHECKING:
     from .scheduling_ddpm_hub import DDPMHubScheduler
@@ -55,8 +58,9 @@ def estimate_original_sample_variances(
         raise ValueError(
             f"`samples` has shape {tuple(samples.shape)} and dtype {samples.dtype}; floating-point data is needed."
         )
-    if batch_size < 1:
-        raise ValueError(f"`batch_size` is {batch_size}; it must be at least 1.")
+    if not bool(samples.isfinite().all()):
+        raise ValueError("`samples` holds NaN or infinity; data in [−1, 1] is needed.")
+    check_integer("batch_size", batch_size, 1, math.inf)
     rows = torch.arange(batch_size, device=samples.device)
     variances = []
     for timestep in tqdm(range(len(scheduler)), desc="analytic variance", disable=not show_progress):

@@ -1,6 +1,6 @@
 """Refusals: each names the argument, its value and what is allowed.
 
-This file is copied beside every model that is published: it imports torch and its sibling only.
+This file is copied beside every model that is published: it imports torch and the standard library only.
 """
 
 import itertools
@@ -8,8 +8,6 @@ import math
 import operator
 
 import torch
-
-from .ddpm_noise_schedules import BETA_SCHEDULES
 
 
 def check_choice(name: str, value: str | None, allowed: tuple) -> None:
@@ -25,24 +23,26 @@ def check_integer(name: str, value, smallest: int, largest: float) -> None:
 
 
 def check_bounds(name: str, value: float, low: float, high: float) -> None:
-    if not low < value < high:
+    if not _is_number(value) or not low < value < high:
         raise ValueError(
-            f"`{name}` is {value}; it must be above {low}" + (f" and below {high}." if high < math.inf else ".")
+            f"`{name}` is {value!r}; it must be a number above {low}"
+            + (f" and below {high:g}." if high < math.inf else ".")
         )
 
 
-def check_schedule(beta_schedule: str, num_train_timesteps: int, beta_start: float, beta_end: float) -> None:
-    check_choice("beta_schedule", beta_schedule, BETA_SCHEDULES)
-    check_integer("num_train_timesteps", num_train_timesteps, 1, math.inf)
-    if beta_schedule != "squaredcos_cap_v2":
-        check_bounds("beta_start", beta_start, 0, 1)
-        check_bounds("beta_end", beta_end, 0, 1)
-        if beta_end < beta_start:
-            raise ValueError(f"`beta_end` is {beta_end}, below `beta_start` = {beta_start}; β must not fall with t.")
+def _is_number(value) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _as_numbers(name: str, values) -> torch.Tensor:
+    try:
+        return torch.as_tensor(values, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"`{name}` is {values!r}; it must be a list of numbers.") from error
 
 
 def checked_betas(trained_betas) -> torch.Tensor:
-    betas = torch.as_tensor(trained_betas, dtype=torch.float64)
+    betas = _as_numbers("trained_betas", trained_betas)
     if betas.ndim != 1 or len(betas) == 0:
         raise ValueError(f"`trained_betas` has shape {tuple(betas.shape)}; it must be a list of at least one number.")
     if wrong := [beta for beta in betas.tolist() if not 0 < beta < 1]:
@@ -56,24 +56,31 @@ def checked_betas(trained_betas) -> torch.Tensor:
 
 
 def checked_variances(variances, variance_type: str, num_train: int) -> torch.Tensor | None:
-    if variance_type != "analytic":
+    if variances is None and variance_type != "analytic":
         return None
     if variances is None:
         raise ValueError(
             "`original_sample_variances` is None; `variance_type` = 'analytic' needs them. Estimate them from data with "
             "`ddpm_hub.estimate_original_sample_variances`."
         )
-    variances = torch.as_tensor(variances, dtype=torch.float64)
-    if variances.shape != (num_train,) or not bool((variances >= 0).all()) or bool(variances.isinf().any()):
+    variances = _as_numbers("original_sample_variances", variances)
+    if variances.shape != (num_train,):
         raise ValueError(
-            f"`original_sample_variances` has shape {tuple(variances.shape)}; it must be a list of T = {num_train} numbers, "
-            f"none of them negative, infinite or NaN."
+            f"`original_sample_variances` has shape {tuple(variances.shape)}; it must be a list of T = {num_train} numbers."
+        )
+    if wrong := [variance for variance in variances.tolist() if not 0 <= variance < math.inf]:
+        raise ValueError(
+            f"`original_sample_variances` contains {wrong[0]}; a variance is not negative, infinite or NaN."
         )
     return variances
 
 
 def checked_timesteps(timesteps, num_train: int) -> list[int]:
-    values = [operator.index(t) for t in timesteps] if all(hasattr(t, "__index__") for t in timesteps) else None
+    values = timesteps.tolist() if hasattr(timesteps, "tolist") else timesteps
+    whole = isinstance(values, list | tuple) and all(
+        hasattr(t, "__index__") and not isinstance(t, bool) for t in values
+    )
+    values = [operator.index(t) for t in values] if whole else None
     if not values:
         raise ValueError(f"`timesteps` is {timesteps!r}; it must be a list of at least one integer.")
     if not 0 <= min(values) <= max(values) < num_train:
@@ -95,6 +102,24 @@ def check_timesteps(name: str, timesteps: torch.Tensor, smallest: int, largest: 
         raise ValueError(f"`{name}` runs from {low} to {high}; it must lie in {smallest}…{largest}.")
 
 
+def check_noise_source(generator, variance_noise, sample: torch.Tensor) -> None:
+    """z is drawn or given, not both; what is given looks like the sample."""
+    if variance_noise is None:
+        return check_generators(generator, len(sample))
+    if generator is not None:
+        raise ValueError("`generator` and `variance_noise` were both given; the noise comes from one of them.")
+    if not isinstance(variance_noise, torch.Tensor) or variance_noise.shape != sample.shape:
+        shape = (
+            tuple(variance_noise.shape) if isinstance(variance_noise, torch.Tensor) else type(variance_noise).__name__
+        )
+        raise ValueError(
+            f"`variance_noise` has shape {shape}; it must be {tuple(sample.shape)}, the shape of `sample`."
+        )
+    if not variance_noise.is_floating_point():
+        raise ValueError(f"`variance_noise` has dtype {variance_noise.dtype}; it must be floating point.")
+    return None
+
+
 def check_generators(generator, batch_size: int) -> None:
     """A `torch.Generator`, a list of one per image, or `None`."""
     if generator is None or isinstance(generator, torch.Generator):
@@ -104,4 +129,8 @@ def check_generators(generator, batch_size: int) -> None:
     if len(generator) != batch_size:
         raise ValueError(
             f"`generator` has {len(generator)} entries for a batch of {batch_size}; pass one, or one per image."
+        )
+    if len({id(g) for g in generator}) != len(generator):
+        raise ValueError(
+            "`generator` holds one generator more than once; image i would depend on the images before it."
         )

@@ -1,6 +1,6 @@
 """Noise schedules: β_1…β_T, what they come to, which timesteps are visited, and how to choose β and T.
 
-[Ho] is Ho, Jain, Abbeel 2020, arXiv:2006.11239. Everything is float64. This file imports torch and the standard library
+[Ho] is Ho, Jain, Abbeel 2020, arXiv:2006.11239. Everything is float64. This file imports torch and its sibling
 only: it is copied beside every model that is published.
 """
 
@@ -9,11 +9,24 @@ from fractions import Fraction
 
 import torch
 
+from .ddpm_argument_checks import check_bounds, check_choice, check_integer
+
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid")
 TIMESTEP_SPACINGS = ("leading", "trailing", "linspace")
 
 # Above this ᾱ_T more than √ᾱ_T = 3 % of the data is left in x_T, which N(0, I), where sampling starts, does not have.
 LARGEST_FINAL_ALPHA_BAR = 1e-3
+
+
+def check_schedule(beta_schedule: str, num_train_timesteps: int, beta_start: float, beta_end: float) -> None:
+    """Refuses what [`make_betas`] has no schedule for, naming the argument, its value and what is allowed."""
+    check_choice("beta_schedule", beta_schedule, BETA_SCHEDULES)
+    check_integer("num_train_timesteps", num_train_timesteps, 1, math.inf)
+    if beta_schedule != "squaredcos_cap_v2":
+        check_bounds("beta_start", beta_start, 0, 1)
+        check_bounds("beta_end", beta_end, 0, 1)
+        if beta_end < beta_start:
+            raise ValueError(f"`beta_end` is {beta_end}, below `beta_start` = {beta_start}; β must not fall with t.")
 
 
 def make_betas(
@@ -97,8 +110,10 @@ def beta_range_for(
         `tuple[float, float]`: `beta_start` and `beta_end`.
 
     Raises:
-        ValueError: if no β_T below 1 is large enough.
+        ValueError: for an argument outside its range, or if no β_T below 1 is large enough.
     """
+    check_integer("num_train_timesteps", num_train_timesteps, 1, math.inf)
+    _check_advice(beta_schedule, final_alpha_bar)
 
     def log_final(beta_end: float) -> float:
         return log_alphas_cumprod(make_betas(beta_schedule, num_train_timesteps, beta_end / 200, beta_end))[-1].item()
@@ -127,7 +142,12 @@ def num_train_timesteps_for(
         beta_start, beta_end (`float`): β_1 and β_T, between 0 and 1.
         beta_schedule (`str`): `linear`, `scaled_linear` or `sigmoid`.
         final_alpha_bar (`float`): the ᾱ_T that is small enough.
+
+    Raises:
+        ValueError: for an argument outside its range.
     """
+    check_schedule(beta_schedule, 1, beta_start, beta_end)
+    _check_advice(beta_schedule, final_alpha_bar)
 
     def enough(num_train: int) -> bool:
         log_final = log_alphas_cumprod(make_betas(beta_schedule, num_train, beta_start, beta_end))[-1]
@@ -140,6 +160,11 @@ def num_train_timesteps_for(
         middle = (low + high) // 2
         low, high = (low, middle) if enough(middle) else (middle, high)
     return high
+
+
+def _check_advice(beta_schedule: str, final_alpha_bar: float) -> None:
+    check_choice("beta_schedule", beta_schedule, tuple(s for s in BETA_SCHEDULES if s != "squaredcos_cap_v2"))
+    check_bounds("final_alpha_bar", final_alpha_bar, 0, 1)
 
 
 # --- Which timesteps are visited ----------------------------------------------------------------------------------------

@@ -23,7 +23,8 @@ def fast_solver(scheduler: "DDPMHubScheduler", name: str = "dpm++") -> "Schedule
     are even in λ where λ is bounded by itself.
 
     Args:
-        scheduler (`DDPMHubScheduler`): with a fixed or learned variance, which a deterministic solver does not use.
+        scheduler (`DDPMHubScheduler`): of any fixed variance, which a deterministic solver does not use. A network with a
+            learned variance needs its second half of the channels cut off first, and `variance_type` = "fixed_small".
         name (`str`): `dpm++` (DPM-Solver++ 2M, Lu et al. 2022, arXiv:2211.01095) or `unipc` (Zhao et al. 2023,
             arXiv:2302.04867).
 
@@ -31,13 +32,18 @@ def fast_solver(scheduler: "DDPMHubScheduler", name: str = "dpm++") -> "Schedule
         `DPMSolverMultistepScheduler` or `UniPCMultistepScheduler`: call its `set_timesteps` and `step` as in diffusers.
 
     Raises:
-        ValueError: for an unknown name, or a clipping range that the stock solver cannot have.
+        ValueError: for an unknown name, a learned variance, or a clipping range that the stock solver cannot have.
     """
     from diffusers import DPMSolverMultistepScheduler, UniPCMultistepScheduler
 
     if name not in FAST_SOLVERS:
         raise ValueError(f"`name` is {name!r}; it must be one of {', '.join(map(repr, FAST_SOLVERS))}.")
     config = scheduler.config
+    if config.variance_type in ("learned", "learned_range"):
+        raise ValueError(
+            f"`variance_type` is {config.variance_type!r}; a deterministic solver takes the prediction alone. Cut the network's "
+            f"second half of the channels off, and use a scheduler with `variance_type` = 'fixed_small'."
+        )
     if config.clip_sample and not config.thresholding and config.clip_sample_range != 1:
         raise ValueError(
             f"`clip_sample_range` is {config.clip_sample_range}; diffusers' solvers clip at 1 only. Use `clip_sample` = "
@@ -53,6 +59,10 @@ def fast_solver(scheduler: "DDPMHubScheduler", name: str = "dpm++") -> "Schedule
     }
     if not config.thresholding:
         settings["sample_max_value"] = 1.0  # the threshold is then 1 in every sample: plain clipping
+    # The keys that are this package's own are left out: stock classes would log them, all T numbers.
+    config = {key: value for key, value in config.items() if key not in ("variance_type", "original_sample_variances")}
+    if config["beta_schedule"] == "sigmoid":  # which the solvers do not know
+        settings["trained_betas"] = scheduler.betas.tolist()
     if name == "unipc":
         return UniPCMultistepScheduler.from_config(config, **settings)
     settings |= {"algorithm_type": "dpmsolver++", "solver_order": 2}

@@ -21,7 +21,7 @@ from .ddpm_argument_checks import (
     check_bounds,
     check_choice,
     check_integer,
-    check_schedule,
+    check_noise_source,
     check_timesteps,
     checked_betas,
     checked_timesteps,
@@ -43,9 +43,11 @@ from .ddpm_equations import (
     target_weights,
 )
 from .ddpm_noise_schedules import (
+    BETA_SCHEDULES,
     LARGEST_FINAL_ALPHA_BAR,
     TIMESTEP_SPACINGS,
     beta_range_for,
+    check_schedule,
     log_alphas_cumprod,
     make_betas,
     num_train_timesteps_for,
@@ -119,7 +121,8 @@ class DDPMHubScheduler(SchedulerMixin, ConfigMixin):
         beta_schedule (`str`, defaults to `"linear"`): `linear`, `scaled_linear`, `squaredcos_cap_v2` or `sigmoid`.
         trained_betas (`list[float]`, *optional*): β_1…β_T, in place of a named schedule.
         variance_type (`str`, defaults to `"fixed_small"`): `fixed_small` (β̃), `fixed_large` (β), `analytic` (Bao et al.
-            2022), `learned_range` (Nichol & Dhariwal 2021) or `learned` (the log variance itself); the last two need a
+            2022; with few steps use it with `linspace`: its last step leads from t = 1, and noise that the last step cannot
+            add is missing from `trailing` schedules), `learned_range` (Nichol & Dhariwal 2021) or `learned` (the log variance itself); the last two need a
             network with twice the channels. `fixed_small_log` and `fixed_large_log` are other names of the first two.
         clip_sample (`bool`, defaults to `True`): clamp x̂_0 to ±`clip_sample_range` in every step.
         prediction_type (`str`, defaults to `"epsilon"`): what the network predicts: `epsilon`, `sample` (x_0) or
@@ -170,12 +173,21 @@ class DDPMHubScheduler(SchedulerMixin, ConfigMixin):
         check_integer("steps_offset", steps_offset, 0, math.inf)
         check_bounds("clip_sample_range", clip_sample_range, 0, math.inf)
         check_bounds("sample_max_value", sample_max_value, 0, math.inf)
-        if not 0 < dynamic_thresholding_ratio <= 1:
+        check_bounds("dynamic_thresholding_ratio", dynamic_thresholding_ratio, 0, 1 + 1e-12)
+        switches = {
+            "clip_sample": clip_sample,
+            "thresholding": thresholding,
+            "rescale_betas_zero_snr": rescale_betas_zero_snr,
+        }
+        for name, value in switches.items():
+            check_choice(name, value, (True, False))
+        if thresholding and sample_max_value < 1:
             raise ValueError(
-                f"`dynamic_thresholding_ratio` is {dynamic_thresholding_ratio}; it must be above 0 and at most 1."
+                f"`sample_max_value` is {sample_max_value}; a threshold is at least 1, the range of the data."
             )
         if trained_betas is not None:
             betas = checked_betas(trained_betas)
+            check_choice("beta_schedule", beta_schedule, BETA_SCHEDULES)
             # The length is the fact; the stored config must not say another T (peers keep 1000 timesteps here).
             self.register_to_config(num_train_timesteps=len(betas), trained_betas=betas.tolist())
         else:
@@ -199,13 +211,15 @@ class DDPMHubScheduler(SchedulerMixin, ConfigMixin):
 
         self._variance_type = VARIANCE_TYPES[variance_type]
         self._original_sample_variances = checked_variances(original_sample_variances, self._variance_type, len(betas))
+        if self._original_sample_variances is not None:
+            self.register_to_config(original_sample_variances=self._original_sample_variances.tolist())  # JSON
         self._clip_range = clip_sample_range if clip_sample and not thresholding else None
         self._thresholding = (dynamic_thresholding_ratio, sample_max_value) if thresholding else None
         self.init_noise_sigma = 1.0
         self.num_inference_steps: int | None = None
         self.timesteps = torch.arange(len(betas) - 1, -1, -1)
         self._steps: dict[int, _StepWeights] | None = None
-        self._step_tables: dict[torch.dtype, torch.Tensor] = {}
+        self._step_tables: dict[tuple, torch.Tensor] = {}
         self._forward_tables: dict[tuple, torch.Tensor] = {}
 
     def __len__(self) -> int:
@@ -217,7 +231,7 @@ class DDPMHubScheduler(SchedulerMixin, ConfigMixin):
 
     def _warn_if_data_is_left(self, config) -> None:
         final, num_train = self.alphas_cumprod[-1].item(), len(self.betas)
-        if final <= LARGEST_FINAL_ALPHA_BAR:
+        if final <= LARGEST_FINAL_ALPHA_BAR * (1 + 1e-9):
             return
         remedy = "take larger `trained_betas`, or more of them"
         if config.trained_betas is None:
@@ -266,8 +280,6 @@ class DDPMHubScheduler(SchedulerMixin, ConfigMixin):
         rows = self._step_weights(timesteps)
         table = torch.full((rows.shape[1], num_train), math.nan, dtype=torch.float64)
         table[:, timesteps] = rows.T
-        # Where there is no float64 (MPS), float64 samples cannot be either.
-        dtypes = (torch.float32,) if torch.device(device or "cpu").type == "mps" else (torch.float32, torch.float64)
         self.num_inference_steps = len(timesteps)
         self.timesteps = torch.tensor(timesteps, device=device)
         # Half the cost of multiplying a small tensor by a number is making a tensor of the number: done here.
@@ -275,11 +287,16 @@ class DDPMHubScheduler(SchedulerMixin, ConfigMixin):
         self._steps = {
             t: _StepWeights(first, *row[1:]) for t, first, row in zip(timesteps, firsts, rows.tolist(), strict=True)
         }
-        self._step_tables = {dtype: table.to(dtype).to(device or "cpu") for dtype in dtypes}
+        home = self.timesteps.device
+        self._step_tables = {(torch.float64, torch.device("cpu")): table, (torch.float32, home): table.float().to(home)}
 
     def previous_timestep(self, timestep: int | torch.Tensor) -> torch.Tensor:
         """The next entry of the schedule after `timestep`; −1, clean data, after the last."""
         timesteps = self.timesteps.tolist()
+        if int(timestep) not in timesteps:
+            raise ValueError(
+                f"`timestep` is {int(timestep)}, which is not in the schedule; take the entries of `timesteps`."
+            )
         return torch.tensor([*timesteps, -1][timesteps.index(int(timestep)) + 1])
 
     def _noisy_start(self, num_inference_steps: int) -> list[int]:
@@ -289,8 +306,8 @@ class DDPMHubScheduler(SchedulerMixin, ConfigMixin):
         if timesteps[0] < num_train - 1 and start > LARGEST_START_ALPHA_BAR:
             raise ValueError(
                 f"`num_inference_steps` = {num_inference_steps} with `timestep_spacing` = {spacing!r} starts at timestep "
-                f"{timesteps[0]}, where ᾱ = {start:.3g}: x_t is not noise there. Use `timestep_spacing` = 'trailing', which "
-                f"starts at {num_train - 1}."
+                f"{timesteps[0]}, where ᾱ = {start:.3g}: x_t is not noise there. Use `timestep_spacing` = 'trailing' or "
+                f"'linspace', which start at {num_train - 1}."
             )
         return timesteps
 
@@ -383,8 +400,6 @@ class DDPMHubScheduler(SchedulerMixin, ConfigMixin):
         source_type = source_type or self.config.prediction_type
         check_choice("target_type", target_type, PREDICTION_TYPES)
         check_choice("source_type", source_type, PREDICTION_TYPES)
-        if source_type == target_type:
-            return model_output
         log_abar = self._log_at("timesteps", timesteps, 0)
         if source_type == "epsilon" and bool(torch.isinf(log_abar).any()):
             raise ValueError("`timesteps` has an entry with ᾱ = 0, where ε says nothing about x_0; convert v or x_0.")
@@ -448,8 +463,8 @@ class DDPMHubScheduler(SchedulerMixin, ConfigMixin):
         generator: torch.Generator | list[torch.Generator] | None = None,
         return_dict: bool = True,
         *,
-        eta: float = 1.0,
         variance_noise: torch.Tensor | None = None,
+        **options: float,
     ) -> DDPMSchedulerOutput | tuple[torch.Tensor, torch.Tensor]:
         """One reverse step ([Ho] algorithm 2): from x_t to x_s, s being the next entry of the schedule.
 
@@ -462,7 +477,9 @@ class DDPMHubScheduler(SchedulerMixin, ConfigMixin):
                 comes from generator i alone.
             return_dict (`bool`, defaults to `True`): an output object, or the tuple of its two fields.
             eta (`float`, defaults to `1.0`): η from 0 (DDIM, deterministic) to 1 (DDPM): the noise's standard deviation
-                is multiplied by it and the mean is the one that belongs to it (arXiv:2010.02502, equation 12).
+                is multiplied by it and the mean is the one that belongs to it (arXiv:2010.02502, equation 12). It is not
+                named in the signature: diffusers' pipelines hand their own default, η = 0, to any scheduler that names
+                it, and would turn this DDPM into a DDIM in silence.
             variance_noise (`torch.Tensor`, like `sample`, *optional*): z itself, in place of a generator.
 
         Returns:
@@ -471,6 +488,11 @@ class DDPMHubScheduler(SchedulerMixin, ConfigMixin):
         Raises:
             ValueError: before `set_timesteps`, at a timestep outside the schedule, or if shapes or dtypes do not match.
         """
+        eta = options.pop("eta", 1.0) if options else 1.0
+        if options:
+            raise TypeError(f"step() got unexpected arguments: {', '.join(options)}.")
+        if generator is not None or variance_noise is not None:
+            check_noise_source(generator, variance_noise, sample)
         weights = self._weights_at(timestep, sample, eta)
         x_t, output, learned = self._inputs(model_output, sample)
 
@@ -509,9 +531,9 @@ class DDPMHubScheduler(SchedulerMixin, ConfigMixin):
         Returns:
             `torch.Tensor`: x_t, in the dtype of `sample`.
         """
-        weights = self._weights_at(timestep, sample, 1.0)
+        weights = self._weights_at(timestep, sample, 1.0, in_double=True)
         x_s, output, _ = self._inputs(model_output, sample)
-        log_t, log_s = (torch.as_tensor(log, dtype=torch.float64) for log in (weights.log_abar_t, weights.log_abar_s))
+        log_t, log_s = _logarithms(weights)
         a, b = ddim_inversion_weights(log_t, log_s)
         c, d = conversion_weights(self.config.prediction_type, "epsilon", log_t)
         moved = [weight.to(x_s.dtype).to(x_s.device) for weight in (a + b * d, b * c)]
@@ -525,7 +547,7 @@ class DDPMHubScheduler(SchedulerMixin, ConfigMixin):
         Arguments as in [`convert_prediction`]; a learned variance must be split off before.
         """
         estimate = self.convert_prediction(model_output, sample, timesteps, "sample")
-        return self._bounded(estimate.clone() if estimate is model_output else estimate)
+        return self._bounded(estimate)
 
     def _bounded(self, pred_original: torch.Tensor) -> torch.Tensor:
         """x̂_0 clipped or thresholded as configured, in place where it can be."""
@@ -535,28 +557,36 @@ class DDPMHubScheduler(SchedulerMixin, ConfigMixin):
             return dynamic_threshold(pred_original, *self._thresholding)
         return pred_original
 
-    def _weights_at(self, timestep: int | torch.Tensor, sample: torch.Tensor, eta: float) -> _StepWeights:
+    def _weights_at(
+        self, timestep: int | torch.Tensor, sample: torch.Tensor, eta: float, in_double: bool = False
+    ) -> _StepWeights:
+        """The weights at η, as numbers, or as tensors in the sample's precision; in float64 with `in_double`."""
         if self._steps is None:
             raise ValueError("`step` was called before `set_timesteps`; call `set_timesteps(n)` first.")
-        if not 0 <= eta <= 1:
-            raise ValueError(f"`eta` is {eta}; it must be from 0 (DDIM) to 1 (DDPM).")
+        if not isinstance(eta, int | float) or not 0 <= eta <= 1:
+            raise ValueError(f"`eta` is {eta!r}; it must be a number from 0 (DDIM) to 1 (DDPM).")
+        in_double = in_double or eta != 1  # what is computed from the table is computed in its own precision
         if torch.compiler.is_compiling():
-            weights = self._gathered_weights(timestep, sample)  # a number, too: it must not become a constant
+            weights = self._gathered_weights(timestep, sample, in_double)  # numbers, too: none may become a constant
         else:
             if isinstance(timestep, torch.Tensor) and timestep.is_cpu and timestep.numel() == 1:
                 timestep = timestep.item()
             if isinstance(timestep, torch.Tensor):
                 check_timesteps("timestep", timestep, 0, len(self.betas) - 1)
-                for t in set(timestep.tolist()) if timestep.is_cpu else ():
+                for t in set(timestep.flatten().tolist()) if timestep.is_cpu else ():
                     self._row(t)
-                weights = self._gathered_weights(timestep, sample)
+                weights = self._gathered_weights(timestep, sample, in_double)
             else:
                 weights = self._row(timestep)
-        return weights if eta == 1 else _with_eta(weights, eta)
+        return weights if eta == 1 else _with_eta(weights, eta, compute_dtype(sample))
 
-    def _gathered_weights(self, timestep, sample: torch.Tensor) -> _StepWeights:
-        table = self._step_tables[compute_dtype(sample)].to(sample.device)
-        return _StepWeights(*broadcast_rows(columns_at(table, timestep), sample))
+    def _gathered_weights(self, timestep, sample: torch.Tensor, in_double: bool) -> _StepWeights:
+        # There is no float64 on MPS.
+        dtype = torch.float64 if in_double and sample.device.type != "mps" else compute_dtype(sample)
+        key = (dtype, sample.device)
+        if key not in self._step_tables:  # `set_timesteps` was given another device
+            self._step_tables[key] = self._step_tables[torch.float64, torch.device("cpu")].to(dtype).to(sample.device)
+        return _StepWeights(*broadcast_rows(columns_at(self._step_tables[key], timestep), sample))
 
     def _row(self, timestep: int) -> _StepWeights:
         if type(timestep) is not int:
@@ -612,18 +642,16 @@ class DDPMHubScheduler(SchedulerMixin, ConfigMixin):
             if isinstance(std, float):
                 return draw_noise(sample, generator, std)
             return draw_noise(sample, generator).mul_(std)
-        if variance_noise.shape != sample.shape:
-            raise ValueError(
-                f"`variance_noise` has shape {tuple(variance_noise.shape)}; it must be {tuple(sample.shape)}, the shape of "
-                f"`sample`."
-            )
         return variance_noise.to(compute_dtype(sample)) * std
 
     def _get_variance(self, t: int, predicted_variance=None, variance_type: str | None = None) -> torch.Tensor:
-        """What diffusers' scheduler calls the variance of the step at t: the fixed one of this schedule."""
+        """The name under which diffusers' own tests and subclasses ask for the variance of the step at t."""
+        kind = VARIANCE_TYPES[variance_type or self.config.variance_type]
+        if kind in LEARNED_VARIANCE_TYPES:
+            raise ValueError(f"`variance_type` is {kind!r}: that variance is the network's; `step` computes it.")
         weights = self._weights_at(t, torch.empty(0), 1.0)
-        log_t, log_s = (torch.tensor(log, dtype=torch.float64) for log in (weights.log_abar_t, weights.log_abar_s))
-        return reverse_variance(variance_type or "fixed_small", log_t, log_s)
+        known = None if self._original_sample_variances is None else self._original_sample_variances[int(t)]
+        return reverse_variance(kind, *_logarithms(weights), known)
 
 
 def _paper_time(timestep):
@@ -631,9 +659,16 @@ def _paper_time(timestep):
     return timestep + 1
 
 
-def _with_eta(weights: _StepWeights, eta: float) -> _StepWeights:
-    as_numbers = isinstance(weights.log_abar_t, float)
-    log_t, log_s = (torch.as_tensor(log, dtype=torch.float64) for log in (weights.log_abar_t, weights.log_abar_s))
-    mean = ddim_mean_weights(eta, log_t, log_s)
-    mean = [w.item() for w in mean] if as_numbers else [w.to(weights.std.dtype) for w in mean]
-    return weights._replace(mean_from_x0=mean[0], mean_from_sample=mean[1], std=weights.std * eta)
+def _logarithms(weights: _StepWeights) -> tuple[torch.Tensor, torch.Tensor]:
+    return tuple(torch.as_tensor(log, dtype=torch.float64) for log in (weights.log_abar_t, weights.log_abar_s))
+
+
+def _with_eta(weights: _StepWeights, eta: float, dtype: torch.dtype) -> _StepWeights:
+    """Weights of η = 1, numbers or float64 tensors, turned into those of another η; tensors are rounded to `dtype`."""
+    mean = ddim_mean_weights(eta, *_logarithms(weights))
+    if isinstance(weights.log_abar_t, float):
+        mean = [weight.item() for weight in mean]
+    weights = weights._replace(mean_from_x0=mean[0], mean_from_sample=mean[1], std=weights.std * eta)
+    if isinstance(weights.log_abar_t, float):
+        return weights
+    return _StepWeights(*(weight.to(dtype) for weight in weights))

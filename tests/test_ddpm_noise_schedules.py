@@ -87,6 +87,22 @@ class TestAdvice:
         finals = [ns.log_alphas_cumprod(ns.make_betas(schedule, n, 1e-4, end))[-1].exp() for n in (enough - 1, enough)]
         assert finals[1] <= ns.LARGEST_FINAL_ALPHA_BAR < finals[0]
 
+    @pytest.mark.parametrize(
+        ("call", "message"),
+        [
+            (lambda: ns.beta_range_for(1000, "squaredcos_cap_v2"), "`beta_schedule` is 'squaredcos_cap_v2'"),
+            (lambda: ns.beta_range_for(1000, "linear", 2.0), "`final_alpha_bar` is 2.0"),
+            (lambda: ns.beta_range_for(1000.5), "`num_train_timesteps` is 1000.5"),
+            (lambda: ns.num_train_timesteps_for(0.0, 0.0), "`beta_start` is 0.0"),
+            (lambda: ns.num_train_timesteps_for(float("nan"), 0.5), "`beta_start` is nan"),
+            (lambda: ns.num_train_timesteps_for(0.02, 1e-4), "`beta_end` is 0.0001, below `beta_start`"),
+            (lambda: ns.num_train_timesteps_for(1e-4, 0.02, "linear", 0.0), "`final_alpha_bar` is 0.0"),
+        ],
+    )
+    def test_mistakes_are_refused(self, call, message):
+        with pytest.raises(ValueError, match=message):
+            call()
+
     def test_too_few_steps_are_refused(self):
         with pytest.raises(ValueError, match="`num_train_timesteps` is 1: with so few steps no β"):
             ns.beta_range_for(1)

@@ -16,8 +16,8 @@ PACKAGE = REPOSITORY / "ddpm_hub"
 ALLOWED = {
     "ddpm_equations": {"torch"},
     "ddpm_sample_arithmetic": {".ddpm_argument_checks", "torch"},
-    "ddpm_noise_schedules": {"torch"},
-    "ddpm_argument_checks": {".ddpm_noise_schedules", "torch"},
+    "ddpm_argument_checks": {"torch"},
+    "ddpm_noise_schedules": {".ddpm_argument_checks", "torch"},
     "scheduling_ddpm_hub": {
         ".ddpm_argument_checks",
         ".ddpm_equations",
@@ -26,7 +26,7 @@ ALLOWED = {
         "diffusers",
         "torch",
     },
-    "analytic_variance": {".scheduling_ddpm_hub", "diffusers", "torch", "tqdm"},
+    "analytic_variance": {".ddpm_argument_checks", ".scheduling_ddpm_hub", "diffusers", "torch", "tqdm"},
     "fast_solvers": {".scheduling_ddpm_hub", "diffusers"},
     "pipeline_ddpm_hub": {
         ".ddpm_argument_checks",

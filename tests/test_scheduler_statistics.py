@@ -260,6 +260,19 @@ class TestFastSolvers:
             means.append(abs(sample.mean().item() - MEAN))
         assert means[0] > 10 * means[1]
 
+    @pytest.mark.parametrize("name", ["dpm++", "unipc"])
+    @pytest.mark.parametrize("kind", ["sigmoid", "analytic"])
+    def test_schedules_and_variances_that_stock_classes_do_not_know(self, name, kind):
+        ours = analytic() if kind == "analytic" else scheduler(beta_schedule="sigmoid")
+        solver = fast_solver(ours, name)
+        torch.testing.assert_close(solver.alphas_cumprod.double(), ours.alphas_cumprod, rtol=6e-5, atol=1e-9)
+        assert "original_sample_variances" not in solver.config
+
+    @pytest.mark.parametrize("learned", ["learned", "learned_range"])
+    def test_a_learned_variance_is_refused(self, learned):
+        with pytest.raises(ValueError, match=f"`variance_type` is '{learned}'; a deterministic solver"):
+            fast_solver(scheduler(variance_type=learned))
+
     def test_what_a_stock_solver_cannot_do_is_refused(self):
         with pytest.raises(ValueError, match=r"`name` is 'euler'; it must be one of 'dpm\+\+', 'unipc'"):
             fast_solver(scheduler(), "euler")

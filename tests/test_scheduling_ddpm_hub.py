@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import copy
+import inspect
 import itertools
 import pickle
 import re
@@ -11,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 import torch._dynamo.testing
-from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
+from conftest import make_unet
+from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
 from mpmath import mp, mpf
 
 from ddpm_hub import DDPMHubScheduler
@@ -258,6 +260,31 @@ class TestTimestepTensors:
             alone = ours.step(output[one], t, sample[one], eta=eta, variance_noise=noise[one]).prev_sample
             torch.testing.assert_close(together[one], alone, rtol=1e-6, atol=1e-6)
 
+    @pytest.mark.parametrize("eta", [0.0, 0.5])
+    def test_the_weights_of_eta_and_of_the_inversion_are_exact_for_each_sample(self, eta):
+        """They are differences of nearly equal numbers, and must not be taken between numbers rounded to float32."""
+        abar, ours, t = exact_alpha_bars(), scheduler(prediction_type="sample"), torch.arange(1000)
+        ours.set_timesteps(1000)
+        one, zero = torch.ones(1000, 1), torch.zeros(1000, 1)
+        from_x0 = ours.step(one, t, zero, eta=eta, variance_noise=zero).prev_sample
+        from_xt = ours.step(zero, t, one, eta=eta, variance_noise=zero).prev_sample
+        noise_weight = scheduler()
+        noise_weight.set_timesteps(1000)
+        inverse = noise_weight.step_inverse(one, t, zero), noise_weight.step_inverse(zero, t, one)
+        for i in range(1, 1001):
+            beta = 1 - abar[i] / abar[i - 1]
+            small = beta * (1 - abar[i - 1]) / (1 - abar[i])
+            direction = mpmath.sqrt((1 - abar[i - 1] - mpf(eta) ** 2 * small) / (1 - abar[i])) if i > 1 else mpf(0)
+            exact = mpmath.sqrt(abar[i - 1]) - direction * mpmath.sqrt(abar[i])
+            root = mpmath.sqrt(abar[i] / abar[i - 1])
+            pairs = [
+                (from_x0, exact),
+                (inverse[0], mpmath.sqrt(1 - abar[i]) - root * mpmath.sqrt(1 - abar[i - 1])),
+                (inverse[1], root),
+            ]
+            for value, wanted in pairs if i == 1 else [*pairs, (from_xt, direction)]:
+                assert abs(mpf(value[i - 1].item()) / wanted - 1) < FLOAT32, i
+
     def test_uint8_timesteps_are_integers_too(self):
         ours, sample = scheduler(), torch.ones(1, 1)
         small = ours.add_noise(sample, sample, torch.tensor([200], dtype=torch.uint8))
@@ -501,6 +528,36 @@ class TestInterchange:
             )
             torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3 * float(b.abs().max()))
 
+    def test_a_pipeline_that_looks_for_eta_does_not_make_a_ddim_of_it(self):
+        """diffusers' pipelines pass their own η = 0 to every scheduler whose `step` names it; a DDPM must stay one."""
+        assert "eta" not in inspect.signature(DDPMHubScheduler.step).parameters
+        assert "generator" in inspect.signature(DDPMHubScheduler.step).parameters
+        with pytest.raises(TypeError, match="etta"):
+            stepped(999, etta=0.0)
+
+    def test_it_serves_the_pipeline_of_the_peer(self):
+        unet = make_unet(num_class_embeds=None)
+        images = []
+        for one in (DDPMScheduler(), DDPMHubScheduler()):
+            pipeline = DDPMPipeline(unet, one)
+            pipeline.set_progress_bar_config(disable=True)
+            generator = torch.Generator().manual_seed(0)
+            images.append(pipeline(batch_size=2, num_inference_steps=50, generator=generator, output_type="np").images)
+        # Fifty steps, each with the peer's float32 error of up to 4e-4 of a coefficient at small t
+        np.testing.assert_allclose(images[0], images[1], atol=1e-3)
+
+    @pytest.mark.parametrize("name", ["fixed_small", "fixed_large"])
+    def test_the_variance_under_the_name_of_the_peer(self, name):
+        theirs, ours = DDPMScheduler(variance_type=name), DDPMHubScheduler(variance_type=name)
+        theirs.set_timesteps(10)
+        ours.set_timesteps(10)
+        for t in ours.timesteps[:-1].tolist():
+            assert ours._get_variance(t).item() == pytest.approx(theirs._get_variance(t).item(), rel=1e-3)
+
+    def test_variances_given_as_a_tensor_are_saved(self, tmp_path):
+        analytic(torch.full((1000,), 0.1)).save_pretrained(tmp_path)
+        assert DDPMHubScheduler.from_pretrained(tmp_path).config.original_sample_variances[0] == pytest.approx(0.1)
+
     def test_given_timesteps_and_what_comes_before(self):
         ours = scheduler()
         ours.set_timesteps(timesteps=[100, 87, 50, 1, 0])
@@ -583,8 +640,47 @@ class TestConfiguration:
         ),
         (lambda: scheduler(variance_type="analytic"), "`original_sample_variances` is None.*estimate_original_sample"),
         (lambda: analytic([0.1] * 9), r"`original_sample_variances` has shape \(9,\); it must be a list of T = 1000"),
-        (lambda: analytic([-0.1] * 1000), "none of them negative"),
-        (lambda: analytic([float("nan")] * 1000), "none of them negative, infinite or NaN"),
+        (lambda: analytic([-0.1] * 1000), "`original_sample_variances` contains -0.1; a variance is not negative"),
+        (lambda: analytic([float("nan")] * 1000), "`original_sample_variances` contains nan"),
+        (lambda: scheduler(clip_sample="no"), "`clip_sample` is 'no'; it must be one of True"),
+        (lambda: scheduler(thresholding="no"), "`thresholding` is 'no'"),
+        (lambda: scheduler(rescale_betas_zero_snr=2), "`rescale_betas_zero_snr` is 2"),
+        (
+            lambda: scheduler(thresholding=True, sample_max_value=0.5),
+            "`sample_max_value` is 0.5; a threshold is at least 1",
+        ),
+        (lambda: scheduler(original_sample_variances=[1.0] * 3), r"`original_sample_variances` has shape \(3,\)"),
+        (
+            lambda: scheduler(original_sample_variances="x"),
+            "`original_sample_variances` is 'x'; it must be a list of numbers",
+        ),
+        (lambda: scheduler(trained_betas=[0.5, 0.999], beta_schedule="nope"), "`beta_schedule` is 'nope'"),
+        (lambda: scheduler(trained_betas="abc"), "`trained_betas` is 'abc'; it must be a list of numbers"),
+        (lambda: scheduler(trained_betas=[0.1, None]), "`trained_betas` is"),
+        (lambda: scheduler(beta_start="1e-4"), "`beta_start` is '1e-4'; it must be a number above 0 and below 1"),
+        (lambda: scheduler(beta_end=None), "`beta_end` is None"),
+        (lambda: scheduler(clip_sample_range=None), "`clip_sample_range` is None"),
+        (lambda: scheduler(dynamic_thresholding_ratio="x"), "`dynamic_thresholding_ratio` is 'x'"),
+        (lambda: scheduler().set_timesteps(timesteps=[True, False]), "`timesteps` is \\[True, False\\]"),
+        (lambda: scheduler().set_timesteps(timesteps={900, 5}), "`timesteps` is .*it must be a list"),
+        (lambda: scheduler().set_timesteps(timesteps=5), "`timesteps` is 5; it must be a list"),
+        (lambda: scheduler().set_timesteps(timesteps=torch.tensor([3.0, 2.0])), "`timesteps` is tensor"),
+        (lambda: stepped(999, eta="1"), "`eta` is '1'"),
+        (lambda: stepped(999, eta=0.0, generator=3), "`generator` is 3"),
+        (lambda: stepped(99, variance_noise=torch.zeros(2, 2)), "`variance_noise` has shape"),
+        (
+            lambda: stepped(999, variance_noise=torch.zeros(1, 1, dtype=torch.int64)),
+            "`variance_noise` has dtype torch.int64",
+        ),
+        (lambda: stepped(999, variance_noise=[0.0]), "`variance_noise` has shape list"),
+        (lambda: stepped(999, variance_noise=torch.zeros(1, 1), generator=torch.Generator()), "were both given"),
+        (lambda: twice_the_same_generator(), "`generator` holds one generator more than once"),
+        (lambda: stepped(torch.tensor([[999, 899]]), torch.zeros(2, 1), torch.zeros(2, 1)), "`timesteps` has shape"),
+        (
+            lambda: scheduler().convert_prediction(torch.zeros(1), torch.zeros(1), 9999, "epsilon"),
+            "`timesteps` runs from 9999",
+        ),
+        (lambda: scheduler().previous_timestep(1000), "`timestep` is 1000, which is not in the schedule"),
         (lambda: scheduler(trained_betas=0.1), "`trained_betas` has shape"),
         (lambda: scheduler(trained_betas=[[0.1]]), "`trained_betas` has shape"),
         (lambda: scheduler(trained_betas=[0.0, 0.1]), "`trained_betas` contains 0.0"),
@@ -614,7 +710,7 @@ class TestConfiguration:
         (lambda: stepped(999, torch.zeros(1, 1, dtype=torch.float64)), "more than `sample`'s torch.float32 can hold"),
         (lambda: stepped(999, torch.zeros(1, 2)), "needs `variance_type` = 'learned_range'"),
         (lambda: stepped(999, variance_type="learned_range"), r"must be \(1, 2\), twice the channels of `sample`"),
-        (lambda: stepped(999, eta=1.5), "`eta` is 1.5; it must be from 0"),
+        (lambda: stepped(999, eta=1.5), "`eta` is 1.5; it must be a number from 0"),
         (lambda: stepped(999, eta=-0.5), "`eta` is -0.5"),
         (lambda: stepped(999, generator=[torch.Generator()] * 2), "`generator` has 2 entries for a batch of 1"),
         (lambda: stepped(999, generator=[None]), "`generator` is .*it must be a torch.Generator"),
@@ -655,6 +751,11 @@ def stepped(timestep, output=None, sample=None, variance_type="fixed_small", **k
     ours.set_timesteps(10)
     sample = torch.zeros(1, 1) if sample is None else sample
     return ours.step(sample if output is None else output, timestep, sample, **kwargs)
+
+
+def twice_the_same_generator():
+    generator = torch.Generator()
+    return stepped(999, torch.zeros(2, 1), torch.zeros(2, 1), generator=[generator, generator])
 
 
 def noised(timesteps, noise=None, sample=None):
