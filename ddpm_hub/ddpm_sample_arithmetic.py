@@ -53,8 +53,8 @@ def _fill(noise: torch.Tensor, generator: torch.Generator, std: float) -> torch.
 
 
 def dynamic_threshold(sample: torch.Tensor, ratio: float, largest: float) -> torch.Tensor:
-    """x/s clamped to ±1, s the quantile of |x| in each sample, from 1 to `largest` (arXiv:2205.11487, section 2.3)."""
-    magnitude = sample.flatten(1).abs().quantile(ratio, dim=1).clamp(1, max(1.0, largest))
+    """x/s clamped to ±1; s is each sample's quantile of |x|, from 1 to `largest` (arXiv:2205.11487, section 2.3)."""
+    magnitude = sample.flatten(1).abs().quantile(ratio, dim=1).clamp(min=1.0).clamp(max=largest)
     magnitude = magnitude.reshape(-1, *(1,) * (sample.ndim - 1))
     return (sample / magnitude).clamp(-1, 1)
 

@@ -131,7 +131,7 @@ class DDPMHubScheduler(SchedulerMixin, ConfigMixin):
             in place of `clip_sample`.
         dynamic_thresholding_ratio (`float`, defaults to `0.995`): the quantile of |x̂_0| that becomes the threshold.
         clip_sample_range (`float`, defaults to `1.0`): the bound of `clip_sample`.
-        sample_max_value (`float`, defaults to `1.0`): the largest threshold; at 1 it is plain clipping.
+        sample_max_value (`float`, defaults to `1.0`): the largest threshold; at 1 it is plain clipping to ±1.
         timestep_spacing (`str`, defaults to `"leading"`): which n of the T timesteps are used: `leading`, `trailing`
             or `linspace` (Lin et al. 2023, arXiv:2305.08891, table 2). The last two always start at T−1.
         steps_offset (`int`, defaults to `0`): added to `leading` timesteps.
@@ -181,10 +181,6 @@ class DDPMHubScheduler(SchedulerMixin, ConfigMixin):
         }
         for name, value in switches.items():
             check_choice(name, value, (True, False))
-        if thresholding and sample_max_value < 1:
-            raise ValueError(
-                f"`sample_max_value` is {sample_max_value}; a threshold is at least 1, the range of the data."
-            )
         if trained_betas is not None:
             betas = checked_betas(trained_betas)
             check_choice("beta_schedule", beta_schedule, BETA_SCHEDULES)

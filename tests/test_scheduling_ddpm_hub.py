@@ -645,10 +645,6 @@ class TestConfiguration:
         (lambda: scheduler(clip_sample="no"), "`clip_sample` is 'no'; it must be one of True"),
         (lambda: scheduler(thresholding="no"), "`thresholding` is 'no'"),
         (lambda: scheduler(rescale_betas_zero_snr=2), "`rescale_betas_zero_snr` is 2"),
-        (
-            lambda: scheduler(thresholding=True, sample_max_value=0.5),
-            "`sample_max_value` is 0.5; a threshold is at least 1",
-        ),
         (lambda: scheduler(original_sample_variances=[1.0] * 3), r"`original_sample_variances` has shape \(3,\)"),
         (
             lambda: scheduler(original_sample_variances="x"),
