@@ -15,6 +15,7 @@ import torch._dynamo.testing
 from conftest import make_unet
 from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
 from mpmath import mp, mpf
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from ddpm_hub import DDPMHubScheduler
 
@@ -476,6 +477,23 @@ class TestSharing:
         compiled = torch.compile(ours.add_noise, fullgraph=True, backend="eager")
         for t in (torch.tensor([0, 5, 999]), torch.tensor([1, 2, 3])):
             torch.testing.assert_close(compiled(x_0, noise, t), ours.add_noise(x_0, noise, t))
+
+    @pytest.mark.parametrize("kwargs", [{}, {"variance_type": "learned_range"}, {"thresholding": True}])
+    def test_the_host_never_waits_for_an_accelerator(self, kwargs):
+        """Fake CUDA tensors have shapes and no values: whatever read one on the host would fail here."""
+        ours = scheduler(clip_sample=True, **kwargs)
+        ours.set_timesteps(20)
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            sample = torch.empty(2, 1, 8, 8, device="cuda")
+            output = torch.empty(2, 2 if "variance_type" in kwargs else 1, 8, 8, device="cuda")
+            for timestep in (999, torch.empty(2, dtype=torch.int64, device="cuda")):
+                for eta in (0.0, 0.5, 1.0):
+                    state = ours.step(output, timestep, sample, eta=eta)
+                    assert (state.prev_sample.device.type, state.prev_sample.shape) == ("cuda", sample.shape)
+                assert ours.step_inverse(output, timestep, sample).device.type == "cuda"
+                assert ours.add_noise(sample, sample, timestep).device.type == "cuda"
+            with pytest.raises(DataDependentOutputException):
+                sample.max().item()
 
     def test_copies_are_independent(self):
         ours = scheduler()
