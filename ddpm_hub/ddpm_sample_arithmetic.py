@@ -1,11 +1,9 @@
 """Arithmetic on samples: weights are numbers, or tensors that broadcast; low precision is computed in float32.
 
-This file imports torch and its sibling only: it is copied beside every model that is published.
+This file imports torch only: it is copied beside every model that is published.
 """
 
 import torch
-
-from .ddpm_argument_checks import check_generators
 
 Number = float | torch.Tensor
 
@@ -32,14 +30,13 @@ def draw_noise(
 ) -> torch.Tensor:
     """std·z with z ~ N(0, I), in the sample's shape, on its device, in the precision it is computed in.
 
-    With a list, row i comes from generator i alone. A generator of another device draws there, and the noise is copied.
+    The caller has checked the generators. With a list, row i comes from generator i alone. A generator of another device draws there, and the noise is copied.
     """
     noise = torch.empty_like(sample, dtype=compute_dtype(sample), memory_format=torch.contiguous_format)
     if generator is None:
         return noise.normal_(0.0, std)
     if isinstance(generator, torch.Generator):
         return _fill(noise, generator, std)
-    check_generators(generator, len(sample))
     for row, row_generator in zip(noise, generator, strict=True):
         _fill(row, row_generator, std)
     return noise

@@ -29,6 +29,7 @@ from .ddpm_sample_arithmetic import draw_noise
 from .scheduling_ddpm_hub import DDPMHubScheduler
 
 OUTPUT_TYPES = ("pil", "np", "pt")
+_REMEDY = "Train a model with `make train`, or pass the output folder of a training run."
 
 # Which source files a saved folder carries, and where diffusers' loader looks for them: a component's file in the
 # component's folder, the pipeline's at the root, and beside each what it imports.
@@ -294,9 +295,6 @@ class DDPMHubPipeline(DiffusionPipeline):
         partial.replace(folder / "model_index.json")
         if push_to_hub:
             self.push_to_hub(kwargs.pop("repo_id", folder.name), **kwargs)
-
-
-_REMEDY = "Train a model with `make train`, or pass the output folder of a training run."
 
 
 def _check_scheduler(scheduler) -> None:

@@ -110,7 +110,8 @@ class DDPMHubScheduler(SchedulerMixin, ConfigMixin):
     Tables are float64, gathered, and rounded once to the precision in which the sample is computed: float64 for float64
     samples, float32 for all others (float16 and bfloat16 samples are rounded last). Between any two entries s < t of
     the schedule, [`step`] samples the exact posterior q(x_s | x_t, x̂_0), so fewer steps than T need no approximation
-    but the network's. After [`set_timesteps`], [`step`] changes nothing in the scheduler, so threads can share one.
+    but the network's. After [`set_timesteps`], [`step`] changes nothing in the scheduler (it may copy a table to a device
+    that `set_timesteps` was not given), so threads can share one.
 
     Shared arguments have the names and the defaults of `diffusers.DDPMScheduler`.
 

@@ -15,7 +15,7 @@ PACKAGE = REPOSITORY / "ddpm_hub"
 # What each file of the package may import: data flows from the top to the bottom.
 ALLOWED = {
     "ddpm_equations": {"torch"},
-    "ddpm_sample_arithmetic": {".ddpm_argument_checks", "torch"},
+    "ddpm_sample_arithmetic": {"torch"},
     "ddpm_argument_checks": {"torch"},
     "ddpm_noise_schedules": {".ddpm_argument_checks", "torch"},
     "scheduling_ddpm_hub": {

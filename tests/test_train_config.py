@@ -85,6 +85,11 @@ def test_help_imports_nothing_heavy():
         (["--learning_rate", "nan"], "learning_rate.*nan"),
         (["--class_dropout", "1"], "`class_dropout` is 1.0; it must be from 0 to below 1"),
         (["--mixed_precision", "fp8"], "`mixed_precision` is 'fp8'; it must be one of no, fp16, bf16"),
+        (
+            ["--variance_type", "learned_range"],
+            "`variance_type` is 'learned_range'; it must be one of fixed_small, fixed_",
+        ),
+        (["--variance_type", "analytic"], "`variance_type` is 'analytic'"),
         (["--image_mode", "HSV"], "`image_mode` is 'HSV'; it must be one of L, RGB, RGBA"),
         (["--block_out_channels", "[30]"], "`block_out_channels` is .*multiples of norm_num_groups = 8"),
         (["--block_out_channels", "[]"], "`block_out_channels` is"),

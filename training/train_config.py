@@ -40,9 +40,9 @@ class TrainConfig:
         norm_num_groups: groups of the U-Net's group normalisation.
         dropout: drop-out in the U-Net.
         num_train_timesteps: T.
-        beta_schedule: `linear`, `scaled_linear` or `squaredcos_cap_v2`.
-        beta_start: β_1 of the linear schedules.
-        beta_end: β_T of the linear schedules.
+        beta_schedule: `linear`, `scaled_linear`, `squaredcos_cap_v2` or `sigmoid`.
+        beta_start: β_1, of all schedules but `squaredcos_cap_v2`.
+        beta_end: β_T, likewise.
         prediction_type: what the network predicts: `epsilon`, `sample` or `v_prediction`.
         variance_type: the variance of the reverse step: `fixed_small` or `fixed_large`.
         class_dropout: how often a class is replaced by the null class, so that the model also learns to do without.
@@ -126,7 +126,13 @@ class TrainConfig:
         self._check("weight_decay", 0 <= self.weight_decay < float("inf"), "zero or a positive number")
         for name in ("dropout", "class_dropout", "ema_decay"):
             self._check(name, 0 <= getattr(self, name) < 1, "from 0 to below 1")
-        choices = {"mixed_precision": ("no", "fp16", "bf16"), "image_mode": (None, "L", "RGB", "RGBA")}
+        choices = {
+            "mixed_precision": ("no", "fp16", "bf16"),
+            "image_mode": (None, "L", "RGB", "RGBA"),
+            # The scheduler knows more: a learned variance, which this loss does not train, and the analytic one, which is
+            # estimated once the network is trained.
+            "variance_type": ("fixed_small", "fixed_large"),
+        }
         for name, allowed in choices.items():
             self._check(name, getattr(self, name) in allowed, f"one of {', '.join(str(a) for a in allowed if a)}")
         self._check("block_out_channels", len(self.block_out_channels) >= 1, "a list of at least one number")
