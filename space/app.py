@@ -20,6 +20,7 @@ A diffusion model begins with noise and takes a little of it away at every step,
 Choose a class, press **Generate** and watch."""
 
 WAITING = "Waiting for a free place …"
+UNDER_WAY = "Step "
 
 # Gradio's gallery scrolls inside a box of fixed height and has fewer columns on a phone; here all images are seen at
 # once, and small ones keep their pixels sharp.
@@ -85,9 +86,14 @@ async def _next(frames: Iterator[inference.Frame]) -> inference.Frame | None:
 def _describe(frame: inference.Frame) -> str:
     if frame.step < frame.num_steps:
         bar = f'<progress max="{frame.num_steps}" value="{frame.step}"></progress>'
-        return f"Step {frame.step} of {frame.num_steps}{bar}"
+        return f"{UNDER_WAY}{frame.step} of {frame.num_steps}{bar}"
     first, last = frame.seeds[0], frame.seeds[-1]
     return f"Done in {frame.num_steps} steps, from seed {first}" + (f" to {last}." if first != last else ".")
+
+
+def _conclude(status: str):
+    """What the page says after a run: what the run said last, if that was an end."""
+    return "Stopped." if status.startswith((WAITING, UNDER_WAY)) else gr.skip()
 
 
 def build_demo() -> gr.Blocks:
@@ -128,7 +134,9 @@ def build_demo() -> gr.Blocks:
             show_progress="hidden",
             concurrency_limit=VISITORS_AT_ONCE,
         )
-        stop.click(lambda: "Stopped.", None, status, cancels=[started], **at_once)
+        # Said after the run has ended: a preview that was still on its way would write over what the button itself says.
+        started.then(_conclude, status, status, **at_once)
+        stop.click(None, None, None, cancels=[started], **at_once)
         demo.load(open_page, None, [class_name, num_steps, run, status], **at_once)
     return demo
 

@@ -207,6 +207,19 @@ def test_previews_are_seen_and_stop_ends_the_computation(page, server):
     says(page, "Done in 10 steps")
 
 
+def test_a_preview_that_comes_late_does_not_write_over_the_end(page):
+    held = []
+    page.route("**/cancel", lambda route: held.append(route))
+    ask(page, count=16, num_steps=1000)
+    says(page, "Step ")
+    button(page, "Stop").click()
+    before = page.locator("#status").inner_text()
+    expect(page.locator("#status")).not_to_have_text(before, timeout=PATIENCE_MS)
+    says(page, "Step ")
+    held.pop().continue_()
+    says(page, "Stopped.")
+
+
 def test_closing_the_page_ends_the_computation(server, browser):
     with visit(browser, server.url) as page:
         says(page, "Ready.")
