@@ -1,15 +1,15 @@
 """`DDPMHubPipeline`: sampling with a `UNet2DModel` and a `DDPMHubScheduler`, loading, and saving.
 
 This file is copied beside every model that is published, so that `DiffusionPipeline.from_pretrained(...,
-trust_remote_code=True)` works where this package is not installed. It imports its two siblings, torch, numpy, PIL and
+trust_remote_code=True)` works where this package is not installed. It imports its siblings, torch, numpy, PIL and
 diffusers.
 """
 
 import copy
-import json
+import importlib
 import math
 import os
-import shutil
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,30 +17,20 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline, UNet2DModel
-from diffusers import __version__ as diffusers_version
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from PIL import Image
 
 # diffusers' loader copies the siblings that this file names, and not what those import in turn: so all are named here.
 from .ddpm_argument_checks import check_choice, check_generators, check_integer
 from .ddpm_equations import denormalize
+from .ddpm_hub_layout import MODEL_INDEX, write_model_index
+from .ddpm_hub_upload import Publication, upload_folder
 from .ddpm_noise_schedules import log_alphas_cumprod  # noqa: F401
 from .ddpm_sample_arithmetic import draw_noise
 from .scheduling_ddpm_hub import DDPMHubScheduler
 
 OUTPUT_TYPES = ("pil", "np", "pt")
 _REMEDY = "Train a model with `make train`, or pass the output folder of a training run."
-
-# Which source files a saved folder carries, and where diffusers' loader looks for them: a component's file in the
-# component's folder, the pipeline's at the root, and beside each what it imports.
-SCHEDULER_FILES = (
-    "scheduling_ddpm_hub.py",
-    "ddpm_argument_checks.py",
-    "ddpm_equations.py",
-    "ddpm_noise_schedules.py",
-    "ddpm_sample_arithmetic.py",
-)
-CODE_FILES = {"": ("pipeline_ddpm_hub.py", *SCHEDULER_FILES), "scheduler": SCHEDULER_FILES}
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +163,7 @@ class DDPMHubPipeline(DiffusionPipeline):
 
     def _check_output_type(self, output_type: str) -> None:
         check_choice("output_type", output_type, OUTPUT_TYPES)
-        channels = self.unet.config.out_channels
+        channels = self.unet.config.in_channels  # a learned variance doubles `out_channels`
         if output_type == "pil" and channels not in (1, 3, 4):
             raise ValueError(
                 f"`output_type` is 'pil', but the model has {channels} channels and PIL holds 1, 3 or 4; use 'np' or 'pt'."
@@ -257,6 +247,11 @@ class DDPMHubPipeline(DiffusionPipeline):
                 f"that name ({type(error).__name__}: {error}). {_REMEDY}"
             ) from error
         if unet is None:
+            stored = config.get("unet", [None, None])[1]
+            if stored != UNet2DModel.__name__:
+                raise ValueError(
+                    f"`unet` of {str(path)!r} is a {stored}; this pipeline samples with a UNet2DModel only."
+                )
             unet = UNet2DModel.from_pretrained(
                 path, subfolder="unet", torch_dtype=torch_dtype, variant=variant, use_safetensors=True, **hub_kwargs
             )
@@ -271,30 +266,46 @@ class DDPMHubPipeline(DiffusionPipeline):
             scheduler = DDPMHubScheduler.from_pretrained(path, subfolder="scheduler", **hub_kwargs)
         return cls(unet=unet.eval(), scheduler=scheduler, id2label=config.get("id2label"))
 
-    def save_config(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> None:
-        """Writes `model_index.json` and the source files, the last act of `save_pretrained` and of `push_to_hub`.
+    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> None:
+        """Writes a folder that loads with this package, and without it by `trust_remote_code=True`.
 
-        diffusers' own method copies no source file and names modules of this machine; this one writes the layout that
-        its loader asks for, so the folder loads with this package, and without it by `trust_remote_code=True`.
-        `model_index.json` appears whole and last: an interrupted save is never taken for a finished one.
+        Args:
+            save_directory (`str` or `os.PathLike`): the folder.
+            push_to_hub (`bool`, defaults to `False`): then also [`push_to_hub`], with its arguments; `repo_id` is by default
+                the folder's name.
+            kwargs: `safe_serialization`, `variant` and `max_shard_size`, as in diffusers.
         """
-        folder = Path(save_directory)
-        folder.mkdir(parents=True, exist_ok=True)
-        index = {"_class_name": ["pipeline_ddpm_hub", "DDPMHubPipeline"], "_diffusers_version": diffusers_version}
-        for name, component in sorted(self.components.items()):
-            cls = type(component)
-            own = cls.__module__.rpartition(".")[2] == "scheduling_ddpm_hub"
-            index[name] = ["scheduling_ddpm_hub" if own else "diffusers", cls.__name__]
-            if own:
-                _copy_code(name, folder)
-        _copy_code("", folder)
-        if self.config.id2label:
-            index["id2label"] = self.config.id2label
-        partial = folder / "model_index.json.partial"
-        partial.write_text(json.dumps(index, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        partial.replace(folder / "model_index.json")
+        names = ("repo_id", "private", "token", "commit_message")
+        options = {name: kwargs.pop(name) for name in names if name in kwargs}
+        super().save_pretrained(save_directory, **kwargs)
         if push_to_hub:
-            self.push_to_hub(kwargs.pop("repo_id", folder.name), **kwargs)
+            self.push_to_hub(options.pop("repo_id", Path(save_directory).name), **options)
+
+    def save_config(self, save_directory: str | os.PathLike, **kwargs) -> None:
+        """Writes `model_index.json` and the source files, the last act of [`save_pretrained`]."""
+        Path(save_directory).mkdir(parents=True, exist_ok=True)
+        write_model_index(Path(save_directory), self.config.id2label)
+
+    def push_to_hub(
+        self, repo_id: str, *, private: bool = True, token: str | None = None, commit_message: str | None = None
+    ) -> Publication:
+        """Publishes the model: `main` for this package and for `trust_remote_code=True`, `stock` for diffusers alone.
+
+        Args:
+            repo_id (`str`): `user/name`, or `name` in one's own account.
+            private (`bool`, defaults to `True`): who sees a repository that does not exist yet; an existing one stays as it is.
+            token (`str`, *optional*): by default HF_TOKEN or the one of `hf auth login`.
+            commit_message (`str`, *optional*): by default "Upload the model".
+
+        Raises:
+            HubError: if the Hub refuses or stays out of reach; nothing is half-published then.
+        """
+        push = upload_folder
+        if __package__ == "ddpm_hub":  # and not a copy beside a published model, which cannot write a model card
+            push = importlib.import_module("ddpm_hub.hub").push_folder
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return push(Path(folder), repo_id, private=private, token=token, commit_message=commit_message)
 
 
 def _check_scheduler(scheduler) -> None:
@@ -306,15 +317,9 @@ def _check_scheduler(scheduler) -> None:
         )
 
 
-def _copy_code(subfolder: str, folder: Path) -> None:
-    (folder / subfolder).mkdir(exist_ok=True)
-    for name in CODE_FILES[subfolder]:
-        shutil.copyfile(Path(__file__).with_name(name), folder / subfolder / name)
-
-
 def _check_folder(folder: Path, needs_weights: bool) -> None:
     """Says what a local folder lacks, before anything is loaded."""
-    if not (folder / "model_index.json").is_file():
+    if not (folder / MODEL_INDEX).is_file():
         raise FileNotFoundError(
             f"`pretrained_model_name_or_path` is {str(folder)!r}, which holds no model_index.json: it is no saved "
             f"pipeline. {_REMEDY}"

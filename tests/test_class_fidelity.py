@@ -16,7 +16,7 @@ def digits():
 
 
 def share(digits, samples, labels) -> float:
-    return class_fidelity(digits[0].pixels, digits[0].labels, samples, labels)["class_fidelity"]
+    return class_fidelity(digits[0].pixels, digits[0].labels, samples, labels)["value"]
 
 
 def test_real_digits_that_it_never_saw(digits):
@@ -49,9 +49,9 @@ def test_labels_that_it_can_learn(counts):
     labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
     assert obstacle(labels) is None
     pixels = (labels % 256).to(torch.uint8).reshape(-1, 1, 1, 1).expand(-1, 1, 2, 2)
-    scores = class_fidelity(pixels, labels, pixels[-2:], labels[-2:])
-    assert scores["class_fidelity_samples"] == 2
-    assert int(scores["class_fidelity_classifier"].split()[-3]) <= LARGEST_FIT * 0.8
+    fidelity = class_fidelity(pixels, labels, pixels[-2:], labels[-2:])
+    assert fidelity["num_samples"] == 2
+    assert int(fidelity["extractor"].split()[-3]) <= LARGEST_FIT * 0.8
 
 
 def test_a_fifth_of_each_class_is_held_out(monkeypatch):

@@ -39,6 +39,19 @@ ALLOWED = {
         "numpy",
         "torch",
     },
+    "shared_files": set(),
+    "model_folder": {"safetensors", "yaml"},
+    "model_card": {
+        ".ddpm_noise_schedules",
+        ".fast_solvers",
+        ".model_folder",
+        ".scheduling_ddpm_hub",
+        ".shared_files",
+        "ddpm_hub",
+        "diffusers",
+        "huggingface_hub",
+        "yaml",
+    },
     "__init__": set(),
 }
 

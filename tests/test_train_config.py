@@ -96,6 +96,8 @@ def test_help_imports_nothing_heavy():
         (["--num_inference_steps", "2000"], "`num_inference_steps` is 2000; it must be at most num_train_timesteps"),
         (["--gradient_accumulation_steps", "3"], "`batch_size` is 64; it must be a multiple of"),
         (["--resolution", "0"], "`resolution` is 0"),
+        (["--license", ""], "`license` is ''; it must be an identifier of the Hub like apache-2.0"),
+        (["--license", "Apache License"], "`license` is 'Apache License'"),
         (["--config"], "`--config` is the last argument"),
         (["--config", "nowhere.yaml"], "`--config` is 'nowhere.yaml', which cannot be read"),
     ],

@@ -28,7 +28,7 @@ def obstacle(labels: torch.Tensor) -> str | None:
 
 def class_fidelity(
     real: torch.Tensor, real_labels: torch.Tensor, samples: torch.Tensor, sample_labels: torch.Tensor
-) -> dict[str, float | int | str]:
+) -> dict:
     """The share of samples to which the classifier gives the class that was asked for.
 
     The real images must be such that [`obstacle`] sees none.
@@ -38,8 +38,8 @@ def class_fidelity(
         samples (`torch.Tensor` of `uint8`, shape (M, C, H, W)): the samples, with `sample_labels` of shape (M,).
 
     Returns:
-        `dict`: the share, the number of samples, the classifier, and what share of held-out real images it gets right:
-        the ceiling of the first figure.
+        `dict`: an entry of `evaluation` in metrics.json, whose `value` is the share. Its `reference` is what share of
+        held-out real images the classifier gets right: the ceiling of the value.
     """
     x, y = real.flatten(1).numpy(), real_labels.numpy()
     if len(x) > LARGEST_FIT:  # as many of each class, so that no rare one is lost
@@ -51,8 +51,11 @@ def class_fidelity(
     classifier = make_pipeline(StandardScaler(with_std=False), SVC(C=10.0)).fit(x_fit, y_fit)
     predicted = classifier.predict(samples.flatten(1).numpy())
     return {
-        "class_fidelity": float((predicted == sample_labels.numpy()).mean()),
-        "class_fidelity_samples": len(samples),
-        "class_fidelity_of_held_out_images": float(classifier.score(x_held, y_held)),
-        "class_fidelity_classifier": f"scikit-learn SVC(C=10) on the pixels of {len(x_fit)} training images",
+        "type": "class_fidelity",
+        "name": "Class fidelity",
+        "description": "the share of samples to which a classifier, fitted on real images, gives the class that was asked for",
+        "value": float((predicted == sample_labels.numpy()).mean()),
+        "num_samples": len(samples),
+        "extractor": f"scikit-learn SVC(C=10) on the pixels of {len(x_fit)} training images",
+        "reference": {"name": "held-out real images", "value": float(classifier.score(x_held, y_held))},
     }

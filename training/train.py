@@ -73,27 +73,30 @@ def run(config: TrainConfig, output: Path) -> int:
 
 def train_and_judge(config: TrainConfig, data, pipeline, accelerator, output: Path) -> int:
     """Trains in all processes; the main one then writes what there is to say of the run."""
-    from run_card import write_card
-    from train_report import judge, print_plan
+    from train_report import judge, print_plan, training_report
     from training_loop import train
+
+    from ddpm_hub.model_card import write_card
 
     if accelerator.is_main_process:
         print_plan(config, data, pipeline)
     accelerator.wait_for_everyone()
     with interrupt_flag() as interrupted:
-        metrics = train(config, data, pipeline, accelerator, output, interrupted)
+        figures = train(config, data, pipeline, accelerator, output, interrupted)
 
-    def record(figures: dict) -> None:
-        (output / "metrics.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-        write_card(config, data, pipeline, figures, output)
+    def record(metrics: dict) -> None:
+        text = json.dumps(metrics, indent=2, ensure_ascii=False)
+        (output / "metrics.json").write_text(text + "\n", encoding="utf-8")
+        write_card(output)
 
-    finished = metrics["steps"] == config.max_train_steps
+    finished = figures["steps"] == config.max_train_steps
     if accelerator.is_main_process:
+        metrics = training_report(config, data, figures, accelerator)
         record(metrics)  # judging takes a while, and may be stopped
         if finished:
             record(metrics | judge(config, data, pipeline))
         else:
-            print(f"Stopped after {metrics['steps']} steps; {output} holds the model of that step.")
+            print(f"Stopped after {figures['steps']} steps; {output} holds the model of that step.")
     accelerator.end_training()
     return 0 if finished else INTERRUPTED
 

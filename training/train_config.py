@@ -5,6 +5,7 @@ Imports nothing heavy, so that `train.py --help` is instant and a mistake is tol
 
 import dataclasses
 import difflib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +35,7 @@ class TrainConfig:
             the shorter side fits, and cropped in the middle.
         image_mode: convert every image to `L`, `RGB` or `RGBA`; by default the data's own mode (1, 3 or 4 channels).
         output_dir: where the model, its grids and its figures go. An earlier run there is kept beside it.
+        license: under which the model is published, as an identifier of the Hub (`mit`, `cc-by-4.0`, …).
         block_out_channels: channels of the U-Net at each resolution; each further level halves the image.
         layers_per_block: residual blocks at each level.
         attention_resolutions: image heights at which the U-Net has self-attention, beside the middle.
@@ -70,6 +72,7 @@ class TrainConfig:
     resolution: int | None = None
     image_mode: str | None = None
     output_dir: str = "outputs/digits"
+    license: str = "apache-2.0"
 
     block_out_channels: tuple[int, ...] = (32, 64)
     layers_per_block: int = 1
@@ -144,6 +147,11 @@ class TrainConfig:
             )
         self._check("dataset_name", bool(self.dataset_name.strip()), "a Hub data set or a folder")
         self._check("output_dir", bool(self.output_dir.strip()), "a folder")
+        self._check(
+            "license",
+            re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", self.license) is not None,
+            "an identifier of the Hub like apache-2.0, mit or other: small letters, digits and . + -",
+        )
 
     def _check(self, name: str, holds: bool, allowed: str) -> None:
         if not holds:

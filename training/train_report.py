@@ -1,11 +1,13 @@
-"""What a run leaves for the eye and in numbers: sample grids, the loss curve, and how often a classifier agrees."""
+"""What a run leaves for the eye and in numbers: sample grids, the loss curve, and the figures of metrics.json."""
 
+import time
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from class_fidelity import class_fidelity, obstacle
-from image_data import ImageData
+from image_data import ImageData, local_folder
+from machine import describe_machine
 from PIL import Image
 from tqdm.auto import tqdm
 from train_config import TrainConfig
@@ -44,9 +46,40 @@ def draw(
 
 def draw_grid(config: TrainConfig, data: ImageData, pipeline: DDPMHubPipeline, path: Path) -> None:
     """Draws a grid of samples, one class in each column, into a PNG file."""
-    columns = min(len(data.class_names), GRID_COLUMNS) or GRID_COLUMNS
+    columns = grid_columns(data)
     labels = list(range(columns)) * GRID_ROWS if data.class_names else None
     save_grid(draw(config, pipeline, columns * GRID_ROWS, labels, "sample grid"), path, columns)
+
+
+def grid_columns(data: ImageData) -> int:
+    """Columns of the sample grid: one for each class, where there are classes."""
+    return min(len(data.class_names), GRID_COLUMNS) or GRID_COLUMNS
+
+
+def grid_file(step: int) -> str:
+    """Where the sample grid of a step lies in the output folder."""
+    return f"samples/step_{step:06d}.png"
+
+
+def training_report(config: TrainConfig, data: ImageData, figures: dict, accelerator: Accelerator) -> dict:
+    """What metrics.json says of the training and of its last grid: facts of the run, and no path of this machine."""
+    folder = local_folder(config)
+    return {
+        "training": {
+            **figures,
+            "num_images": len(data),
+            "dataset": config.dataset_name if folder is None else folder.resolve().name,
+            "dataset_on_hub": folder is None,
+            "machine": describe_machine(accelerator.device, accelerator.num_processes),
+        },
+        "samples": {
+            "file": grid_file(figures["steps"]),
+            "num_samples": grid_columns(data) * GRID_ROWS,
+            "seed": config.seed,
+            "num_inference_steps": config.num_inference_steps,
+            "class_in_each_column": bool(data.class_names),
+        },
+    }
 
 
 def print_plan(config: TrainConfig, data: ImageData, pipeline: DDPMHubPipeline) -> None:
@@ -72,19 +105,31 @@ def judge(config: TrainConfig, data: ImageData, pipeline: DDPMHubPipeline) -> di
     """Draws `fidelity_samples` images, each class of the data equally often, and says how often a classifier agrees.
 
     Returns:
-        `dict`: the figures of [`class_fidelity`]; none where there are no classes or [`why_not_judged`] says why.
+        `dict`: `evaluation` and `speed` as they stand in metrics.json; neither where there are no classes or
+        [`why_not_judged`] says why.
     """
     if not config.fidelity_samples or data.labels is None or why_not_judged(config, data):
         return {}
     classes = data.labels.unique().tolist()
     labels = [classes[i % len(classes)] for i in range(config.fidelity_samples)]
+    started = time.perf_counter()
     samples = draw(config, pipeline, len(labels), labels, "samples to judge")
-    scores = class_fidelity(data.pixels, data.labels, samples, torch.tensor(labels))
+    seconds = time.perf_counter() - started
+    fidelity = class_fidelity(data.pixels, data.labels, samples, torch.tensor(labels))
     print(
-        f"A classifier gives {scores['class_fidelity']:.1%} of {len(labels)} samples the class that was asked for; it is "
-        f"right on {scores['class_fidelity_of_held_out_images']:.1%} of held-out real images."
+        f"A classifier gives {fidelity['value']:.1%} of {len(labels)} samples the class that was asked for; it is "
+        f"right on {fidelity['reference']['value']:.1%} of held-out real images."
     )
-    return scores
+    speed = {
+        "what": "sampling",
+        "images_per_second": round(len(labels) / seconds, 1),
+        "num_inference_steps": config.num_inference_steps,
+        "batch_size": min(config.batch_size, len(labels)),
+        "dtype": str(pipeline.unet.dtype).removeprefix("torch."),
+        "machine": describe_machine(pipeline.device),
+    }
+    settings = {"seed": config.seed, "num_inference_steps": config.num_inference_steps}
+    return {"evaluation": [fidelity | settings], "speed": [speed]}
 
 
 class LossLog:

@@ -13,7 +13,7 @@ from output_folder import save_model
 from random_batches import Batch, training_batches
 from tqdm.auto import tqdm
 from train_config import TrainConfig
-from train_report import LossLog, draw_grid
+from train_report import LossLog, draw_grid, grid_file
 
 from ddpm_hub import DDPMHubPipeline, DDPMHubScheduler
 from ddpm_hub.ddpm_equations import normalize
@@ -59,7 +59,8 @@ def train(
     `output`, where they are saved.
 
     Returns:
-        `dict`: the steps done, the seconds that took with all grids, images per second without them, and the last loss.
+        `dict`: the steps done, the seconds that took with all grids, images per second without them, and the mean loss of
+        the last interval, if one was completed.
     """
     unet, device = pipeline.unet.to(accelerator.device).train(), accelerator.device
     optimizer = torch.optim.AdamW(
@@ -102,12 +103,12 @@ def train(
     # prepare() put the mixed precision into `unet` itself.
     accelerator.unwrap_model(model, keep_fp32_wrapper=False).eval()
     seconds = time.perf_counter() - started
-    return {
+    figures = {
         "steps": step,
         "seconds": round(seconds, 1),
         "images_per_second": round(step * config.batch_size / (seconds - publishing), 1),
-        "loss": log.losses[-1] if log.losses else None,
     }
+    return figures | ({"loss": log.losses[-1]} if log.losses else {})
 
 
 def publish(
@@ -119,7 +120,7 @@ def publish(
     ema.copy_to(unet.parameters())
     unet.eval()
     save_model(pipeline, output)
-    draw_grid(config, data, pipeline, output / "samples" / f"step_{step:06d}.png")
+    draw_grid(config, data, pipeline, output / grid_file(step))
     unet.train()
     ema.restore(unet.parameters())
 
