@@ -6,7 +6,7 @@ This file is copied beside every model that is published: a pipeline that was lo
 import inspect
 import json
 import shutil
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import safetensors
 import safetensors.torch
@@ -42,17 +42,18 @@ CODE_FILES = {
     "": ("pipeline_ddpm_hub.py", "ddpm_hub_layout.py", "ddpm_hub_upload.py", *SCHEDULER_FILES),
     "scheduler": SCHEDULER_FILES,
 }
-CODE_PATHS = tuple(str(Path(folder, name)) for folder, names in CODE_FILES.items() for name in names)
+CODE_PATHS = tuple(str(PurePosixPath(folder, name)) for folder, names in CODE_FILES.items() for name in names)
 
 # All that leaves this machine. Whatever else a folder holds (checkpoints, logs, the run's configuration with its paths)
 # stays where it is.
 UNET_CONFIG, SCHEDULER_CONFIG = "unet/config.json", "scheduler/scheduler_config.json"
+WEIGHTS, WEIGHT_VARIANTS = "unet/diffusion_pytorch_model.safetensors", "unet/diffusion_pytorch_model.*.safetensors"
 PUBLISHED_PATTERNS = (
     MODEL_INDEX,
     UNET_CONFIG,
     SCHEDULER_CONFIG,
-    "unet/diffusion_pytorch_model.safetensors",
-    "unet/diffusion_pytorch_model.*.safetensors",
+    WEIGHTS,
+    WEIGHT_VARIANTS,
     *CODE_PATHS,
     "README.md",
     "metrics.json",
@@ -62,6 +63,15 @@ PUBLISHED_PATTERNS = (
 )
 
 EXPORT_REMEDY = "Run `ddpm-hub export` on the folder, which writes these files anew."
+SAVE_REMEDY = "Save the model again."
+
+# What `DDPMScheduler` is told in place of a variance that it does not know, or takes the root of a logarithm of.
+STOCK_VARIANCE_TYPES = {
+    None: "fixed_small",
+    "analytic": "fixed_small",
+    "learned": "fixed_small",
+    "fixed_large_log": "fixed_large",
+}
 
 
 def write_model_index(folder: Path, id2label: dict | None) -> None:
@@ -73,6 +83,10 @@ def write_model_index(folder: Path, id2label: dict | None) -> None:
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(_source(path), folder / path)
     index = INDEX | {"_diffusers_version": diffusers_version}
+    if (folder / SCHEDULER_CONFIG).is_file():
+        scheduler = read_json(folder / SCHEDULER_CONFIG).get("_class_name")
+        if scheduler != DDPMHubScheduler.__name__:  # somebody has put another in its place: the index says so
+            index["scheduler"] = ["diffusers", scheduler]
     if id2label:
         index["id2label"] = id2label
     partial = folder / f"{MODEL_INDEX}.partial"
@@ -100,12 +114,10 @@ def read_json(path: Path) -> dict:
         )
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(
-            f"{str(path)!r} is not JSON ({error}); copy the folder anew, or save the model again."
-        ) from error
+    except (ValueError, RecursionError) as error:  # also of bytes that are no UTF-8
+        raise ValueError(f"{str(path)!r} is not JSON ({error}); copy the folder anew. {SAVE_REMEDY}") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{str(path)!r} holds a {type(content).__name__}; it must be a JSON object.")
+        raise ValueError(f"{str(path)!r} holds a {type(content).__name__}; it must be a JSON object. {SAVE_REMEDY}")
     return content
 
 
@@ -118,15 +130,14 @@ def check_folder(folder: Path) -> None:
     Raises:
         FileNotFoundError, ValueError: naming the file, what is wrong with it, and what to do.
     """
-    index = read_json(folder / MODEL_INDEX)
+    index = read_index(folder)
+    path = str(folder / MODEL_INDEX)
     for key, value in INDEX.items():
         if index.get(key) != value:
-            raise ValueError(
-                f"{str(folder / MODEL_INDEX)!r} has {key} = {index.get(key)!r}; it must be {value!r}. {EXPORT_REMEDY}"
-            )
-    unknown = sorted(set(index) - set(INDEX) - {"_diffusers_version", "id2label"})
-    if unknown:
-        raise ValueError(f"{str(folder / MODEL_INDEX)!r} names {unknown[0]!r}, which a DDPMHubPipeline does not have.")
+            remedy = SAVE_REMEDY if key == "unet" else EXPORT_REMEDY
+            raise ValueError(f"{path!r} has {key} = {index.get(key)!r}; it must be {value!r}. {remedy}")
+    if unknown := sorted(set(index) - set(INDEX) - {"_diffusers_version", "id2label"}):
+        raise ValueError(f"{path!r} names {unknown[0]!r}, which a DDPMHubPipeline does not have. {EXPORT_REMEDY}")
     for path in CODE_PATHS:
         if not (folder / path).is_file():
             raise FileNotFoundError(f"{str(folder / path)!r} is missing. {EXPORT_REMEDY}")
@@ -135,25 +146,74 @@ def check_folder(folder: Path) -> None:
                 f"{str(folder / path)!r} is not this version's file: what others would run is not what was tested. "
                 f"{EXPORT_REMEDY}"
             )
-    read_scheduler(folder)
-    unet = read_unet(folder)
-    names = index.get("id2label")
-    classes = range((unet.config.num_class_embeds or 1) - 1)
-    if names is not None and (not isinstance(names, dict) or set(names) - set(map(str, classes))):
+    check_model(folder)
+
+
+def read_index(folder: Path) -> dict:
+    """`model_index.json` of a folder.
+
+    Raises:
+        FileNotFoundError, ValueError: naming the folder or the file, and what is wrong with it.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"There is no folder {str(folder)!r}; name the folder of a saved model.")
+    return read_json(folder / MODEL_INDEX)
+
+
+def check_model(folder: Path, scheduler_names: tuple[str, ...] = (DDPMHubScheduler.__name__,)) -> None:
+    """Whether network, weights, scheduler and names of the classes are whole and belong together.
+
+    Args:
+        folder (`Path`): a saved model.
+        scheduler_names (`tuple[str, ...]`): the classes that the scheduler may be of.
+
+    Raises:
+        FileNotFoundError, ValueError: naming the file, what is wrong with it, and what to do.
+    """
+    scheduler, unet = read_scheduler(folder, scheduler_names), read_unet(folder)
+    _check_network(folder, unet, scheduler)
+    names = read_json(folder / MODEL_INDEX).get("id2label")
+    classes = [str(k) for k in range((unet.config.num_class_embeds or 1) - 1)]
+    is_right = isinstance(names, dict) and all(k in classes and isinstance(v, str) for k, v in names.items())
+    if names is not None and not is_right:
+        allowed = f"texts for '0' to '{len(classes) - 1}'" if classes else "nothing: the network knows no classes"
         raise ValueError(
-            f"`id2label` in {str(folder / MODEL_INDEX)!r} names classes that the network does not have: {names!r}."
+            f"{str(folder / MODEL_INDEX)!r} has id2label = {names!r}; it may hold {allowed}. Mend it there."
         )
     for path in weight_files(folder):
         check_weights(path, unet)
 
 
-def read_scheduler(folder: Path) -> DDPMHubScheduler:
-    """The scheduler of a saved folder.
+def _check_network(folder: Path, unet: UNet2DModel, scheduler: DDPMHubScheduler) -> None:
+    """What the pipeline asks of a network beyond that it can be made."""
+    config, path = unet.config, str(folder / UNET_CONFIG)
+    learned = scheduler.config.variance_type in ("learned", "learned_range")
+    channels = config.in_channels * (2 if learned else 1)
+    if config.out_channels != channels:
+        raise ValueError(
+            f"{path!r} has out_channels = {config.out_channels}; with in_channels = {config.in_channels} and the variance_type "
+            f"{scheduler.config.variance_type!r} of {SCHEDULER_CONFIG} it must be {channels}. {SAVE_REMEDY}"
+        )
+    size = config.sample_size
+    sides = [size, size] if isinstance(size, int) else size
+    if not isinstance(sides, list | tuple) or [type(side) for side in sides] != [int, int] or min(sides) < 1:
+        raise ValueError(
+            f"{path!r} has sample_size = {size!r}; it must be the side of the images, or height and width."
+        )
+    if config.class_embed_type is not None:
+        raise ValueError(
+            f"{path!r} has class_embed_type = {config.class_embed_type!r}; a DDPMHubPipeline samples with an embedding of "
+            f"each class alone (null)."
+        )
+
+
+def read_scheduler(folder: Path, names: tuple[str, ...] = (DDPMHubScheduler.__name__,)) -> DDPMHubScheduler:
+    """The scheduler of a saved folder; `names` are the classes that it may be of.
 
     Raises:
         FileNotFoundError, ValueError: naming the file and what is wrong with it.
     """
-    return DDPMHubScheduler.from_config(_component_config(folder / SCHEDULER_CONFIG, DDPMHubScheduler))
+    return _from_config(DDPMHubScheduler, folder / SCHEDULER_CONFIG, names)
 
 
 def read_unet(folder: Path) -> UNet2DModel:
@@ -162,45 +222,48 @@ def read_unet(folder: Path) -> UNet2DModel:
     Raises:
         FileNotFoundError, ValueError: naming the file and what is wrong with it.
     """
-    config = _component_config(folder / UNET_CONFIG, UNet2DModel)
-    try:
-        with torch.device("meta"):
-            return UNet2DModel.from_config(config)
-    except (TypeError, ValueError, RuntimeError, IndexError, KeyError, AttributeError) as error:
-        # Whatever a library makes of a value that it does not check.
-        raise ValueError(
-            f"{str(folder / UNET_CONFIG)!r} describes no network: {type(error).__name__}: {error}"
-        ) from error
+    with torch.device("meta"):
+        return _from_config(UNet2DModel, folder / UNET_CONFIG, (UNet2DModel.__name__,))
 
 
-def _component_config(path: Path, cls: type) -> dict:
+def _from_config(cls: type, path: Path, names: tuple[str, ...]):
     config = read_json(path)
-    if config.get("_class_name") != cls.__name__:
-        raise ValueError(f"{str(path)!r} names the class {config.get('_class_name')!r}; it must be {cls.__name__!r}.")
+    if config.get("_class_name") not in names:
+        raise ValueError(
+            f"{str(path)!r} names the class {config.get('_class_name')!r}; it must be {' or '.join(map(repr, names))}. "
+            f"{SAVE_REMEDY}"
+        )
     known = set(inspect.signature(cls.__init__).parameters)
     if unknown := sorted(key for key in config if key not in known and not key.startswith("_")):
-        raise ValueError(f"{str(path)!r} has the key {unknown[0]!r}, which {cls.__name__} does not know.")
-    return config
+        raise ValueError(f"{str(path)!r} has the key {unknown[0]!r}, which {cls.__name__} does not know; remove it.")
+    try:
+        return cls.from_config({key: value for key, value in config.items() if key != "_class_name"})
+    except Exception as error:  # whatever a library makes of a value that it does not check
+        raise ValueError(
+            f"{str(path)!r} describes no {cls.__name__} ({type(error).__name__}: {error}). Mend it, or save the model again."
+        ) from error
 
 
 def weight_files(folder: Path) -> list[Path]:
     """The files of weights, the plain one first and then its variants.
 
     Raises:
-        FileNotFoundError: if there are none in safetensors.
+        FileNotFoundError: if there is no plain one in safetensors.
         ValueError: if they are split into several files.
     """
-    files = sorted((folder / "unet").glob("diffusion_pytorch_model*.safetensors"), key=lambda path: len(path.name))
-    if list((folder / "unet").glob("*.safetensors.index*.json")):
+    unet = folder / "unet"
+    if split := [*unet.glob("*.safetensors.index*.json"), *unet.glob("*-of-*.safetensors")]:
         raise ValueError(
-            f"The weights in {str(folder / 'unet')!r} are split; save them with `max_shard_size` = '100GB'."
+            f"{str(split[0])!r} is a part of split weights, which are not published. Save the pipeline with "
+            f"`max_shard_size` = '100GB'."
         )
-    if not files:
+    if not (folder / WEIGHTS).is_file():
+        others = [path.name for path in sorted(unet.glob("*.safetensors")) + sorted(unet.glob("*.bin"))]
         raise FileNotFoundError(
-            f"{str(folder / 'unet')!r} holds no diffusion_pytorch_model.safetensors: weights of other formats are not "
-            f"published. Save the pipeline with `safe_serialization` = True."
+            f"{str(folder / WEIGHTS)!r} is missing{f' (there is {others[0]})' if others else ''}. Copy the folder whole, or "
+            f"save the pipeline with `safe_serialization` = True and no `variant`."
         )
-    return files
+    return [folder / WEIGHTS, *sorted(folder.glob(WEIGHT_VARIANTS))]
 
 
 def check_weights(path: Path, unet: UNet2DModel) -> None:
@@ -213,13 +276,15 @@ def check_weights(path: Path, unet: UNet2DModel) -> None:
         with safetensors.safe_open(path, "pt") as file:
             found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118, no mapping
     except (safetensors.SafetensorError, OSError) as error:
-        raise ValueError(f"{str(path)!r} is damaged ({error}); copy it anew, or save the model again.") from error
+        raise ValueError(f"{str(path)!r} is damaged ({error}). Copy it anew, or save the model again.") from error
     wanted = {name: tuple(weight.shape) for name, weight in unet.state_dict().items()}
     for name in sorted(found.keys() | wanted.keys()):
         if found.get(name) != wanted.get(name):
+            has = f"{name!r} of the shape {found[name]}" if name in found else f"no {name!r}"
+            needs = f"the shape {wanted[name]}" if name in wanted else "no such weight"
             raise ValueError(
-                f"{str(path)!r} does not belong to {UNET_CONFIG}: {name!r} has the shape {found.get(name)}, and the network's "
-                f"is {wanted.get(name)} (None: absent)."
+                f"{str(path)!r} does not belong to {UNET_CONFIG}: it has {has}, and the network has {needs}. Copy both from "
+                f"the same model."
             )
 
 
@@ -228,8 +293,16 @@ def check_weights(path: Path, unet: UNet2DModel) -> None:
 
 def main_files(folder: Path) -> dict[str, Path | bytes]:
     """What the revision `main` holds: the files of the allow-list, by their path in the repository."""
-    paths = {path for pattern in PUBLISHED_PATTERNS for path in folder.glob(pattern) if path.is_file()}
-    return {path.relative_to(folder).as_posix(): path for path in sorted(paths)}
+    found = {
+        path.relative_to(folder) for pattern in PUBLISHED_PATTERNS for path in folder.glob(pattern) if path.is_file()
+    }
+    visible = sorted(path for path in found if not any(part.startswith(".") for part in path.parts))
+    files: dict[str, Path | bytes] = {path.as_posix(): folder / path for path in visible}
+    for path in {UNET_CONFIG, SCHEDULER_CONFIG} & files.keys():
+        # Where this machine had loaded it from.
+        if "_name_or_path" in (config := read_json(folder / path)):
+            files[path] = to_json({key: value for key, value in config.items() if key != "_name_or_path"})
+    return files
 
 
 def stock_files(folder: Path) -> dict[str, Path | bytes]:
@@ -237,24 +310,23 @@ def stock_files(folder: Path) -> dict[str, Path | bytes]:
 
     `DDPMPipeline` knows no classes. A class-conditional network adds the embedding of its class to that of the time: here
     the null class's is added to the bias of the time embedding, and the others are left out, so it draws what
-    `class_labels=None` draws. `DDPMScheduler` does not know the analytic variance, which becomes the small one, and takes
-    the root of a learned one; there only the prediction is kept.
+    `class_labels=None` draws. `DDPMScheduler` does not know every variance ([`STOCK_VARIANCE_TYPES`]); of a network that
+    learned its logarithm only the prediction is kept.
     """
     files = {path: file for path, file in main_files(folder).items() if path not in CODE_PATHS}
-    version = {"_diffusers_version": read_json(folder / MODEL_INDEX).get("_diffusers_version", diffusers_version)}
+    version = {"_diffusers_version": read_index(folder).get("_diffusers_version", diffusers_version)}
     files[MODEL_INDEX] = to_json(STOCK_INDEX | version)
-    scheduler, unet = read_json(folder / SCHEDULER_CONFIG), read_json(folder / UNET_CONFIG)
-    only_prediction = scheduler.get("variance_type") == "learned"
-    known = inspect.signature(DDPMScheduler.__init__).parameters
-    stock = {key: value for key, value in scheduler.items() if key in known or key == "_diffusers_version"}
-    if stock.get("variance_type") in (None, "analytic", "learned"):
-        stock["variance_type"] = "fixed_small"
-    files[SCHEDULER_CONFIG] = to_json({"_class_name": "DDPMScheduler"} | stock)
+    scheduler, unet = read_scheduler(folder).config, read_unet(folder).config
+    variance = STOCK_VARIANCE_TYPES.get(scheduler.variance_type, scheduler.variance_type)
+    known = [name for name in inspect.signature(DDPMScheduler.__init__).parameters if name in scheduler]
+    stock = {name: scheduler[name] for name in known} | {"variance_type": variance}
+    files[SCHEDULER_CONFIG] = to_json({"_class_name": "DDPMScheduler"} | version | stock)
 
-    conditional = unet.get("num_class_embeds") is not None
+    conditional, only_prediction = unet.num_class_embeds is not None, scheduler.variance_type == "learned"
     if conditional or only_prediction:
-        channels = unet["in_channels"] if only_prediction else unet["out_channels"]
-        files[UNET_CONFIG] = to_json(unet | {"num_class_embeds": None, "out_channels": channels})
+        channels = unet.in_channels if only_prediction else unet.out_channels
+        config = {key: value for key, value in read_json(folder / UNET_CONFIG).items() if key != "_name_or_path"}
+        files[UNET_CONFIG] = to_json(config | {"num_class_embeds": None, "out_channels": channels})
         for path in weight_files(folder):
             weights = _stock_weights(safetensors.torch.load_file(path), conditional, channels)
             content = safetensors.torch.save(weights, metadata={"format": "pt"})

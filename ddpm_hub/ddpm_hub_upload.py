@@ -5,6 +5,7 @@ This file is copied beside every model that is published: a pipeline that was lo
 
 import json
 import logging
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -89,6 +90,16 @@ def upload_folder(
     return Publication(repo_id, account.url(repo_id), repo_private, commits, changed)
 
 
+def check_token(token: str | bool | None) -> None:
+    """Whether a token can be one: the libraries below would repeat another in their errors, whole.
+
+    Raises:
+        HubError: if it holds a space, a line's end or what is not ASCII.
+    """
+    if isinstance(token, str) and not re.fullmatch(r"[!-~]*", token):
+        raise HubError(f"The token is none: it holds a space, a line's end or another odd character. {TOKEN_REMEDY}")
+
+
 class HubAccount:
     """Whoever the token belongs to.
 
@@ -105,6 +116,7 @@ class HubAccount:
         token = token or get_token()
         if not token:
             raise HubError(f"No token for the Hub was found. {TOKEN_REMEDY}")
+        check_token(token)
         self._api = HfApi(token=token)
         identity = self._call("asking whose token it is", self._api.whoami)
         self.name = identity["name"]
@@ -142,8 +154,8 @@ class HubAccount:
         owner = full.split("/")[0]
         if self._writes_to is not None and owner not in self._writes_to:
             raise HubError(
-                f"The token is {self.name!r}'s and cannot write to {owner!r}; it can to {', '.join(self._writes_to)}. Choose "
-                f"another account for the repository, or log in with the token of one who may."
+                f"The token of {self.name!r} cannot write to {owner!r}; it can to {', '.join(self._writes_to)}. Choose another "
+                f"account for the repository, or log in with the token of one who may."
             )
         made = self._call(
             f"making the {repo_type} {full!r}",
@@ -196,7 +208,7 @@ class HubAccount:
 
         Args:
             files (`dict[str, Path | bytes]`): by path in the repository.
-            mirror (`bool`): also delete what else the revision holds (but `.gitattributes`).
+            mirror (`bool`): also delete what else the revision holds (but `.gitattributes` and a card).
 
         Returns:
             `tuple[str, bool]`: the commit that the revision now is, and whether it is new.
@@ -212,7 +224,7 @@ class HubAccount:
             operations = [CommitOperationAdd(path, content) for path, content in files.items()]
             if mirror:
                 present = self._api.list_repo_files(repo_id, **at)
-                surplus = sorted(set(present) - set(files) - {".gitattributes"})
+                surplus = sorted(set(present) - set(files) - {".gitattributes", "README.md"})
                 operations += [CommitOperationDelete(path) for path in surplus]
             return self._api.create_commit(repo_id, operations, commit_message=message, parent_commit=head, **at).oid
 
@@ -244,6 +256,8 @@ class HubAccount:
                 if wait is None or not passing:
                     raise HubError(f"{doing}: {self._explain(failure)}") from error
                 log.warning("%s: %s; trying again in %d s.", doing, status or type(failure).__name__, wait)
+            except ValueError as error:  # what huggingface_hub says of a name or of a card's metadata
+                raise HubError(f"{doing}: {error}") from error
             time.sleep(wait)
         raise AssertionError("the last attempt has returned or raised")
 

@@ -6,10 +6,13 @@ published model, so that a pipeline that was loaded by trust, without this packa
 
 import ast
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import yaml
+from diffusers.utils.dynamic_modules_utils import get_relative_imports
+from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from .ddpm_hub_layout import (
     CODE_FILES,
@@ -18,8 +21,11 @@ from .ddpm_hub_layout import (
     MODEL_INDEX,
     SCHEDULER_CONFIG,
     check_folder,
+    check_model,
     main_files,
+    read_index,
     read_json,
+    read_scheduler,
     stock_files,
     write_model_index,
 )
@@ -61,47 +67,59 @@ def export_folder(folder: str | Path, output: str | Path | None = None) -> Path:
     Raises:
         FileNotFoundError, FileExistsError, ValueError: naming the file and what is wrong with it.
     """
-    from .scheduling_ddpm_hub import DDPMHubScheduler
-
-    folder = Path(folder)
-    index = read_json(folder / MODEL_INDEX)
-    classes = {key: value[1] for key, value in index.items() if isinstance(value, list) and len(value) == 2}
-    for key, known in {"unet": ("UNet2DModel",), "scheduler": ("DDPMHubScheduler", "DDPMScheduler")}.items():
-        if classes.get(key) not in known:
-            raise ValueError(
-                f"{str(folder / MODEL_INDEX)!r} has {key} = {index.get(key)!r}; it must be a {' or a '.join(known)}."
-            )
-    scheduler = DDPMHubScheduler.from_config(
-        {key: value for key, value in read_json(folder / SCHEDULER_CONFIG).items() if key != "_class_name"}
-    )
-    target = folder if output is None else Path(output)
-    if target.resolve() != folder.resolve():
-        if target.exists() and (not target.is_dir() or any(target.iterdir())):
-            raise FileExistsError(f"`output` is {str(target)!r}, which is not an empty folder; choose another one.")
-        _copy_published(folder, target)
-    if classes["scheduler"] != DDPMHubScheduler.__name__:
-        scheduler.save_config(target / "scheduler")
-    write_model_index(target, index.get("id2label"))
-    if not (target / "README.md").exists():
-        write_card(target)
-    check_folder(target)
-    check_loader_rules(target)
+    folder, target = Path(folder), Path(folder if output is None else output)
+    in_place = target.resolve() == folder.resolve()
+    if not in_place and target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise FileExistsError(f"`output` is {str(target)!r}, which is not an empty folder; choose another one.")
+    keep_card = _check_exportable(folder)
+    # Built and checked aside: what is refused, or interrupted, changes nothing.
+    home = folder if in_place else next(parent for parent in target.resolve().parents if parent.is_dir())
+    with tempfile.TemporaryDirectory(prefix=".ddpm-hub-", dir=home) as workplace:
+        made = Path(workplace, target.resolve().name)
+        _build_repository(folder, made, keep_card)
+        if in_place:
+            for path in (*CODE_PATHS, SCHEDULER_CONFIG, "README.md", MODEL_INDEX):
+                (made / path).replace(folder / path)
+        else:
+            target.resolve().parent.mkdir(parents=True, exist_ok=True)
+            made.replace(target.resolve())
     return target
 
 
-def _copy_published(folder: Path, target: Path) -> None:
-    """Copies all that is not written anew: a card only if somebody has edited it, the run's configuration without paths."""
-    anew = {*CODE_PATHS, MODEL_INDEX}
-    if _card_for(folder) is not None:
-        anew.add("README.md")
-    for path, source in main_files(folder).items():
-        if path not in anew:
-            (target / path).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, target / path)
-    if config := read_model_folder(folder).config:
-        (target / "config.yaml").write_text(
-            yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8"
-        )
+def _check_exportable(folder: Path) -> bool:
+    """Refuses what cannot become a repository, and returns whether somebody else has written the card that is there."""
+    index, names = read_index(folder), ("DDPMHubScheduler", "DDPMScheduler")
+    for key, known in {"unet": ("UNet2DModel",), "scheduler": names}.items():
+        value = index.get(key)
+        if not isinstance(value, list) or len(value) != 2 or value[1] not in known:
+            raise ValueError(
+                f"{str(folder / MODEL_INDEX)!r} has {key} = {value!r}; its class must be {' or '.join(known)}. Save the model "
+                f"as a DDPMHubPipeline."
+            )
+    check_model(folder, names)
+    if "DDPMHubPipeline" in str(index.get("_class_name")):
+        return _card_for(folder) is None
+    return (folder / "README.md").is_file()
+
+
+def _build_repository(folder: Path, made: Path, keep_card: bool) -> None:
+    anew = {*CODE_PATHS, MODEL_INDEX} | (set() if keep_card else {"README.md"})
+    copied = {path: content for path, content in main_files(folder).items() if path not in anew}
+    if (folder / "config.yaml").is_file():
+        copied["config.yaml"] = folder / "config.yaml"
+    for path, content in copied.items():
+        (made / path).parent.mkdir(parents=True, exist_ok=True)
+        (made / path).write_bytes(content) if isinstance(content, bytes) else shutil.copyfile(content, made / path)
+    if read_json(folder / SCHEDULER_CONFIG)["_class_name"] != "DDPMHubScheduler":
+        read_scheduler(folder, ("DDPMScheduler",)).save_config(made / "scheduler")
+    write_model_index(made, read_index(folder).get("id2label"))
+    if config := read_model_folder(made).config:  # without the paths of this machine
+        text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+        (made / "config.yaml").write_text(text, encoding="utf-8")
+    if not keep_card:
+        write_card(made)
+    check_folder(made)
+    check_loader_rules(made)
 
 
 def check_loader_rules(folder: Path) -> None:
@@ -111,14 +129,12 @@ def check_loader_rules(folder: Path) -> None:
     what those import in turn, not what lies elsewhere, and not what is written in another way.
 
     Raises:
-        ValueError: naming the file, the line and the rule.
+        FileNotFoundError, ValueError: naming the file, the line and the rule.
     """
     for subfolder, (first, *_) in CODE_FILES.items():
         place = folder / subfolder
         copied = {first} | {f"{name}.py" for name in _siblings(place / first)}
         for name in sorted(copied):
-            if not (place / name).is_file():
-                raise ValueError(f"{str(place / first)!r} imports {name}, which is not beside it. {EXPORT_REMEDY}")
             for sibling in _siblings(place / name):
                 if f"{sibling}.py" not in copied:
                     raise ValueError(
@@ -128,9 +144,11 @@ def check_loader_rules(folder: Path) -> None:
 
 def _siblings(path: Path) -> list[str]:
     """The siblings that a source file imports."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{str(path)!r} is missing, and the loader copies it. {EXPORT_REMEDY}")
     try:
         tree = ast.parse(path.read_text(encoding="utf-8"))
-    except (SyntaxError, UnicodeDecodeError) as error:
+    except (SyntaxError, ValueError) as error:  # also of bytes that are no UTF-8
         raise ValueError(f"{str(path)!r} is no Python source ({error}). {EXPORT_REMEDY}") from error
     names = []
     for node in ast.walk(tree):
@@ -140,6 +158,11 @@ def _siblings(path: Path) -> list[str]:
                     f"{str(path)!r}, line {node.lineno}: the loader follows `from .name import x` alone, for a file beside this one."
                 )
             names.append(node.module)
+    if other := set(names) ^ set(get_relative_imports(path)):
+        raise ValueError(
+            f"{str(path)!r}: the loader takes a text for an import of .{min(other)}, or overlooks it. Write each import on a line "
+            f"of its own, and begin no line of text as one."
+        )
     return names
 
 
@@ -160,32 +183,42 @@ def push_folder(
     published as it is.
     """
     folder = Path(folder)
+    check_folder(folder)
     check_loader_rules(folder)
     return upload_folder(
         folder, repo_id, private=private, token=token, commit_message=commit_message, card=_card_for(folder)
     )
 
 
-def plan_push(folder: str | Path) -> dict[str, dict[str, int]]:
+def plan_push(folder: str | Path, repo_id: str) -> dict[str, dict[str, int]]:
     """What [`push_folder`] would publish: the size in bytes of every file of each revision. Nothing is sent or asked.
 
     Raises:
-        FileNotFoundError, ValueError: if the folder would not load again.
+        FileNotFoundError, ValueError: if the folder would not load again, or if the name cannot be one.
     """
     folder = Path(folder)
+    _check_name(repo_id)
     check_folder(folder)
     check_loader_rules(folder)
     revisions = {"main": main_files(folder), "stock": stock_files(folder)}
-    card = _card_for(folder)
+    if card := _card_for(folder):
+        for files in revisions.values():
+            files["README.md"] = card(repo_id).encode()
+    return {revision: _sizes(files) for revision, files in revisions.items()}
+
+
+def _check_name(repo_id: str) -> None:
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise ValueError(f"{repo_id!r} is no name for a repository: {error}") from error
+
+
+def _sizes(files: dict[str, Path | bytes]) -> dict[str, int]:
     return {
-        revision: {path: _size(content) for path, content in sorted(files.items())}
-        | ({"README.md": len(card("user/name").encode())} if card else {})
-        for revision, files in revisions.items()
+        path: len(content) if isinstance(content, bytes) else content.stat().st_size
+        for path, content in sorted(files.items())
     }
-
-
-def _size(content: Path | bytes) -> int:
-    return len(content) if isinstance(content, bytes) else content.stat().st_size
 
 
 def _card_text(folder: Path, repo_id: str | None = None) -> str:
@@ -193,9 +226,13 @@ def _card_text(folder: Path, repo_id: str | None = None) -> str:
 
 
 def _card_for(folder: Path) -> Callable[[str], str] | None:
-    """What makes the card for a repository; `None` where somebody has written one."""
-    path = folder / "README.md"
-    if path.is_file() and path.read_text(encoding="utf-8") != _card_text(folder):
+    """What makes the card for a repository; `None` where somebody has written one.
+
+    Raises:
+        FileNotFoundError, ValueError: naming a file that a card cannot be made of.
+    """
+    path, unedited = folder / "README.md", _card_text(folder)
+    if path.is_file() and path.read_bytes() != unedited.encode():
         return None
     return lambda repo_id: _card_text(folder, repo_id)
 
@@ -228,9 +265,15 @@ def push_space(
     return Publication(repo_id, account.url(repo_id, "space"), is_private, {"main": commit}, ["main"] if is_new else [])
 
 
-def plan_space(model: str) -> dict[str, int]:
-    """What [`push_space`] would publish: the size in bytes of every file. Nothing is sent or asked."""
-    return {path: _size(content) for path, content in sorted(space_files(model).items())}
+def plan_space(repo_id: str, model: str) -> dict[str, int]:
+    """What [`push_space`] would publish: the size in bytes of every file. Nothing is sent or asked.
+
+    Raises:
+        ValueError: if one of the names cannot be one.
+    """
+    _check_name(repo_id)
+    _check_name(model)
+    return _sizes(space_files(model))
 
 
 def space_files(model: str) -> dict[str, Path | bytes]:

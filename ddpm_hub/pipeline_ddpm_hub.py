@@ -18,18 +18,27 @@ import numpy as np
 import torch
 from diffusers import DiffusionPipeline, UNet2DModel
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HfHubHTTPError,
+    HTTPError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from PIL import Image
 
 # diffusers' loader copies the siblings that this file names, and not what those import in turn: so all are named here.
 from .ddpm_argument_checks import check_choice, check_generators, check_integer
 from .ddpm_equations import denormalize
 from .ddpm_hub_layout import MODEL_INDEX, write_model_index
-from .ddpm_hub_upload import Publication, upload_folder
+from .ddpm_hub_upload import Publication, check_token, upload_folder
 from .ddpm_noise_schedules import log_alphas_cumprod  # noqa: F401
 from .ddpm_sample_arithmetic import draw_noise
 from .scheduling_ddpm_hub import DDPMHubScheduler
 
 OUTPUT_TYPES = ("pil", "np", "pt")
+_PUSH_OPTIONS = ("repo_id", "private", "token", "commit_message")
 _REMEDY = "Train a model with `make train`, or pass the output folder of a training run."
 
 
@@ -228,6 +237,8 @@ class DDPMHubPipeline(DiffusionPipeline):
 
         Raises:
             FileNotFoundError: if a local folder holds no model or no weights.
+            OSError: if the Hub has no such model, does not let one read it, or cannot be reached.
+            ValueError: if the model is one for another pipeline.
         """
         path = pretrained_model_name_or_path
         allowed = {"revision", "token", "cache_dir", "local_files_only", "force_download"}
@@ -239,22 +250,39 @@ class DDPMHubPipeline(DiffusionPipeline):
             raise FileNotFoundError(
                 f"`pretrained_model_name_or_path` is {str(path)!r}: there is no such folder. {_REMEDY}"
             )
+        check_token(hub_kwargs.get("token"))
         try:
-            config = cls.load_config(path, **hub_kwargs)
-        except OSError as error:
-            raise OSError(
-                f"`pretrained_model_name_or_path` is {str(path)!r}: no such folder is here, and the Hub gave no pipeline of "
-                f"that name ({type(error).__name__}: {error}). {_REMEDY}"
-            ) from error
+            return cls._load(path, torch_dtype, variant, unet, scheduler, hub_kwargs)
+        except (OSError, HTTPError) as error:
+            if Path(path).is_dir():
+                raise
+            raise OSError(_why_not_loaded(str(path), hub_kwargs.get("revision"), error)) from error
+
+    @classmethod
+    def _load(cls, path, torch_dtype, variant, unet, scheduler, hub_kwargs: dict) -> "DDPMHubPipeline":
+        config, commit = cls.load_config(path, return_commit_hash=True, **hub_kwargs)
+        if commit is not None:  # all of one commit, also where somebody pushes meanwhile
+            hub_kwargs = hub_kwargs | {"revision": commit}
         if unet is None:
             stored = config.get("unet", [None, None])[1]
             if stored != UNet2DModel.__name__:
                 raise ValueError(
                     f"`unet` of {str(path)!r} is a {stored}; this pipeline samples with a UNet2DModel only."
                 )
-            unet = UNet2DModel.from_pretrained(
-                path, subfolder="unet", torch_dtype=torch_dtype, variant=variant, use_safetensors=True, **hub_kwargs
+            unet, found = UNet2DModel.from_pretrained(
+                path,
+                subfolder="unet",
+                torch_dtype=torch_dtype,
+                variant=variant,
+                use_safetensors=True,
+                output_loading_info=True,
+                **hub_kwargs,
             )
+            if wrong := sorted([*found["missing_keys"], *found["unexpected_keys"]]):
+                raise ValueError(
+                    f"The weights of {str(path)!r} do not belong to its network: {wrong[0]!r} is in one of them alone. Save or "
+                    f"push the model again."
+                )
         if scheduler is None:
             stored = config.get("scheduler", [None, None])[1]
             if stored not in (DDPMHubScheduler.__name__, "DDPMScheduler"):
@@ -271,15 +299,16 @@ class DDPMHubPipeline(DiffusionPipeline):
 
         Args:
             save_directory (`str` or `os.PathLike`): the folder.
-            push_to_hub (`bool`, defaults to `False`): then also [`push_to_hub`], with its arguments; `repo_id` is by default
-                the folder's name.
+            push_to_hub (`bool`, defaults to `False`): then the folder is published, as by [`push_to_hub`] and with its
+                arguments; `repo_id` is by default the folder's name.
             kwargs: `safe_serialization`, `variant` and `max_shard_size`, as in diffusers.
         """
-        names = ("repo_id", "private", "token", "commit_message")
-        options = {name: kwargs.pop(name) for name in names if name in kwargs}
+        if unknown := sorted(set(kwargs) - {*_PUSH_OPTIONS, "safe_serialization", "variant", "max_shard_size"}):
+            raise TypeError(f"save_pretrained() got unexpected arguments: {', '.join(unknown)}.")
+        options = {name: kwargs.pop(name) for name in _PUSH_OPTIONS if name in kwargs}
         super().save_pretrained(save_directory, **kwargs)
         if push_to_hub:
-            self.push_to_hub(options.pop("repo_id", Path(save_directory).name), **options)
+            _push(Path(save_directory), options.pop("repo_id", Path(save_directory).resolve().name), **options)
 
     def save_config(self, save_directory: str | os.PathLike, **kwargs) -> None:
         """Writes `model_index.json` and the source files, the last act of [`save_pretrained`]."""
@@ -300,12 +329,15 @@ class DDPMHubPipeline(DiffusionPipeline):
         Raises:
             HubError: if the Hub refuses or stays out of reach; nothing is half-published then.
         """
-        push = upload_folder
-        if __package__ == "ddpm_hub":  # and not a copy beside a published model, which cannot write a model card
-            push = importlib.import_module("ddpm_hub.hub").push_folder
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder)
-            return push(Path(folder), repo_id, private=private, token=token, commit_message=commit_message)
+            return _push(Path(folder), repo_id, private=private, token=token, commit_message=commit_message)
+
+
+def _push(folder: Path, repo_id: str, **options) -> Publication:
+    if __package__ != "ddpm_hub":  # a copy beside a published model, which cannot write a model card
+        return upload_folder(folder, repo_id, **options)
+    return importlib.import_module("ddpm_hub.hub").push_folder(folder, repo_id, **options)
 
 
 def _check_scheduler(scheduler) -> None:
@@ -329,3 +361,38 @@ def _check_folder(folder: Path, needs_weights: bool) -> None:
             f"`pretrained_model_name_or_path` is {str(folder)!r}, which has no weights (unet/*.safetensors). Train the "
             f"model again, or copy the folder whole."
         )
+
+
+def _why_not_loaded(path: str, revision: str | None, error: Exception) -> str:
+    """Says of a model that is not here, and that the Hub did not give, why, and what to do."""
+    causes = [error]
+    while cause := causes[-1].__cause__ or causes[-1].__context__:
+        causes.append(cause)
+    first = f"`pretrained_model_name_or_path` is {path!r}: no such folder is here, and "
+
+    def find(*kinds: type) -> Exception | None:
+        return next((cause for cause in causes if isinstance(cause, kinds)), None)
+
+    refused = find(HfHubHTTPError)
+    status = refused.response.status_code if refused else None
+    if find(OfflineModeIsEnabled):
+        return f"{first}HF_HUB_OFFLINE is set while the cache does not hold it whole. Load it once without. {_REMEDY}"
+    if find(RepositoryNotFoundError):
+        return (
+            f"{first}the Hub has no repository of that name, or the token may not see it. Check the name; for a private one "
+            f"run `hf auth login`, or set HF_TOKEN. {_REMEDY}"
+        )
+    if find(RevisionNotFoundError):
+        return f"{first}the repository has no revision {revision!r}. Leave `revision` out, or take one from its page."
+    if status in (401, 403):
+        return (
+            f"{first}the Hub does not accept the token ({status}): it is expired, revoked or mistyped, or may not read this. "
+            f"Run `hf auth login`, or unset HF_TOKEN for a public repository."
+        )
+    if status not in (None, 404):
+        return f"{first}the Hub is out of order ({status}). Try again later."
+    if find(HTTPError) and status is None:
+        return f"{first}the Hub cannot be reached, or breaks off ({type(find(HTTPError)).__name__}). Try again later."
+    if find(EntryNotFoundError):
+        return f"{first}the repository, or the cache, is no whole DDPMHubPipeline: {error}"
+    return f"{first}what the Hub gave does not load ({type(error).__name__}: {error})."

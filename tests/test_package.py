@@ -1,15 +1,17 @@
 """The shape of the product: which way data flows, what an import costs, what the top level holds."""
 
 import ast
-import re
+import shutil
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY, run_python
 
 import ddpm_hub
-from ddpm_hub.pipeline_ddpm_hub import CODE_FILES
+from ddpm_hub.ddpm_hub_layout import CODE_FILES
+from ddpm_hub.hub import check_loader_rules, space_files
 
 PACKAGE = REPOSITORY / "ddpm_hub"
 # What each file of the package may import: data flows from the top to the bottom.
@@ -28,14 +30,19 @@ ALLOWED = {
     },
     "analytic_variance": {".ddpm_argument_checks", ".scheduling_ddpm_hub", "diffusers", "torch", "tqdm"},
     "fast_solvers": {".scheduling_ddpm_hub", "diffusers"},
+    "ddpm_hub_layout": {".scheduling_ddpm_hub", "diffusers", "safetensors", "torch"},
+    "ddpm_hub_upload": {".ddpm_hub_layout", "httpx2", "huggingface_hub"},
     "pipeline_ddpm_hub": {
         ".ddpm_argument_checks",
         ".ddpm_equations",
+        ".ddpm_hub_layout",
+        ".ddpm_hub_upload",
         ".ddpm_noise_schedules",
         ".ddpm_sample_arithmetic",
         ".scheduling_ddpm_hub",
         "PIL",
         "diffusers",
+        "huggingface_hub",
         "numpy",
         "torch",
     },
@@ -51,6 +58,26 @@ ALLOWED = {
         "diffusers",
         "huggingface_hub",
         "yaml",
+    },
+    "hub": {
+        ".ddpm_hub_layout",
+        ".ddpm_hub_upload",
+        ".model_card",
+        ".model_folder",
+        ".shared_files",
+        "diffusers",
+        "huggingface_hub",
+        "yaml",
+    },
+    "command_line": {
+        ".",
+        ".ddpm_hub_layout",
+        ".hub",
+        ".model_card",
+        ".model_folder",
+        "PIL",
+        "huggingface_hub",
+        "torch",
     },
     "__init__": set(),
 }
@@ -83,21 +110,64 @@ def test_the_check_can_fail(line):
     assert forbidden("scheduling_ddpm_hub", line)
 
 
-def test_published_files_follow_the_rules_of_the_loader():
-    """diffusers follows `from .name import x` and nothing else."""
-    for path in PACKAGE.glob("*_*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ImportFrom) and node.level:
-                assert node.level == 1, path
-                assert node.module is not None, path
-                assert re.fullmatch(r"\w+", node.module), path
+@pytest.fixture
+def source_files(tmp_path):
+    """What a saved folder has of this package."""
+    for folder, names in CODE_FILES.items():
+        (tmp_path / folder).mkdir(exist_ok=True)
+        for name in names:
+            shutil.copyfile(PACKAGE / name, tmp_path / folder / name)
+    return tmp_path
 
 
-def test_published_files_name_all_that_the_loader_must_copy():
-    """diffusers' loader copies the siblings that a file names, not what those import in turn."""
-    for folder, (first, *others) in CODE_FILES.items():
-        named = imports((PACKAGE / first).read_text(encoding="utf-8"))
-        assert {f".{Path(name).stem}" for name in others} <= named, folder
+def test_published_files_follow_the_rules_of_the_loader(source_files):
+    check_loader_rules(source_files)
+
+
+@pytest.mark.parametrize(
+    ("path", "change", "message"),
+    [
+        (
+            "pipeline_ddpm_hub.py",
+            "from ..equations import x",
+            r"line 1: the loader follows `from \.name import x` alone",
+        ),
+        ("scheduler/ddpm_equations.py", "from . import ddpm_argument_checks", "line 1: the loader follows"),
+        ("ddpm_hub_layout.py", "from .scheduler.scheduling_ddpm_hub import x", "line 1: the loader follows"),
+        ("pipeline_ddpm_hub.py", "from .unheard_of import x", r"unheard_of\.py' is missing.*Run `ddpm-hub export`"),
+        (
+            "ddpm_hub_upload.py",
+            "from .pipeline_two import x",
+            r"imports \.pipeline_two, which pipeline_ddpm_hub.py does not",
+        ),
+        (
+            "scheduler/ddpm_equations.py",
+            "from .ddpm_hub_layout import x",
+            "imports .ddpm_hub_layout, which scheduling_ddpm",
+        ),
+        ("ddpm_equations.py", "def f(:", "is no Python source .*Run `ddpm-hub export`"),
+        ("ddpm_equations.py", '"""\nfrom .elsewhere import x\n"""', r"takes a text for an import of \.elsewhere"),
+        ("ddpm_equations.py", "a = 1; from .ddpm_argument_checks import x", "or overlooks it"),
+        ("ddpm_argument_checks.py", None, r"ddpm_argument_checks\.py' is missing"),
+        ("scheduler/scheduling_ddpm_hub.py", None, r"scheduling_ddpm_hub\.py' is missing"),
+    ],
+)
+def test_the_rules_of_the_loader_can_be_broken(source_files, path, change, message):
+    file = source_files / path
+    if change is None:
+        file.unlink()
+    else:
+        file.write_text(f"{change}\n{file.read_text(encoding='utf-8')}", encoding="utf-8")
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        check_loader_rules(source_files)
+
+
+def test_an_installation_has_what_is_read_outside_the_package():
+    settings = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    assert settings["data-files"]["share/ddpm_hub"] == ["model_card.md"]
+    read = {name for name in space_files("me/model") if not name.startswith("ddpm_hub/")}
+    assert sorted(settings["data-files"]["share/ddpm_hub/space"]) == sorted(f"space/{name}" for name in read)
+    assert settings["packages"] == ["ddpm_hub"]
 
 
 def test_importing_the_package_costs_nothing_and_says_nothing():

@@ -11,6 +11,7 @@ from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, DiffusionPipel
 from PIL import Image
 
 from ddpm_hub import DDPMHubPipeline, DDPMHubScheduler, DDPMHubState
+from ddpm_hub.ddpm_hub_layout import CODE_PATHS
 
 # The network adds and multiplies in another order for another batch size; each of 5 steps passes on what came before.
 # 1e-5 is 0.0013 of a pixel's step of 1/127.5 in [−1, 1].
@@ -206,16 +207,8 @@ class TestSavingAndLoading:
         assert index["scheduler"] == ["scheduling_ddpm_hub", "DDPMHubScheduler"]
         assert index["unet"] == ["diffusers", "UNet2DModel"]
         files = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
-        shared = {
-            "scheduling_ddpm_hub.py",
-            "ddpm_argument_checks.py",
-            "ddpm_equations.py",
-            "ddpm_noise_schedules.py",
-            "ddpm_sample_arithmetic.py",
-        }
-        assert files == shared | {f"scheduler/{name}" for name in shared} | {
+        assert files == set(CODE_PATHS) | {
             "model_index.json",
-            "pipeline_ddpm_hub.py",
             "scheduler/scheduler_config.json",
             "unet/config.json",
             "unet/diffusion_pytorch_model.safetensors",

@@ -2,7 +2,8 @@
 
 import re
 
-from conftest import REPOSITORY, run_python
+from conftest import REPOSITORY, make_pipeline, run_python
+from hub_server import HubServer
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 
@@ -10,13 +11,21 @@ README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 def test_the_snippets_run(default_run, tmp_path):
     (tmp_path / "outputs").mkdir()
     (tmp_path / "outputs" / "digits").symlink_to(default_run)
+    make_pipeline(num_class_embeds=None).save_pretrained(tmp_path / "textures")
     snippets = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    assert len(snippets) == 4
-    for number, snippet in enumerate(snippets):
-        script = tmp_path / f"{number}.py"
-        script.write_text(f"import os; os.chdir({str(tmp_path)!r})\n{snippet}", encoding="utf-8")
-        result = run_python(str(script), HF_HOME=str(tmp_path / "cache"), HF_HUB_OFFLINE="1")
-        assert result.returncode == 0, result.stderr
+    assert len(snippets) == 8
+    with HubServer() as hub:
+        hub.add_user("me")
+        environment = hub.environment(hub.add_token("me"), tmp_path / "home")
+        script = "import sys; from ddpm_hub.hub import push_folder; push_folder(sys.argv[1], sys.argv[2])"
+        for folder, repository in ((default_run, "me/digits"), (tmp_path / "textures", "me/textures")):
+            result = run_python("-c", script, str(folder), repository, **environment)
+            assert result.returncode == 0, result.stderr
+        for number, snippet in enumerate(snippets):
+            script = tmp_path / f"{number}.py"
+            script.write_text(f"import os; os.chdir({str(tmp_path)!r})\n{snippet}", encoding="utf-8")
+            result = run_python(str(script), **environment)
+            assert result.returncode == 0, result.stderr
     assert (tmp_path / "three.png").exists()
     assert (tmp_path / "seven.png").exists()
 

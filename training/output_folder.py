@@ -108,6 +108,13 @@ def _free_name(folder: Path) -> Path:
     return next(path for path in names if not os.path.lexists(path))
 
 
+def write_whole(path: Path, text: str) -> None:
+    """Writes a text file whole or not at all."""
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
 def save_model(pipeline, folder: Path) -> None:
     """Writes the pipeline into the folder file by file, each whole, model_index.json last.
 

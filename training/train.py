@@ -7,8 +7,9 @@
 
 The output folder is a pipeline (`DDPMHubPipeline.from_pretrained`), with the resolved config.yaml, metrics.json,
 loss_curve.png and samples/ beside the weights. Ctrl-C stops at the next step and leaves the same; a second Ctrl-C stops
-at once. Exit status: 0 done, 2 a mistake in what was given, 130 stopped by Ctrl-C. (`accelerate launch` turns every
-failure into 1 and adds a traceback of its own, unless it is told to be `--quiet`.)
+at once. With --push_to_hub USER/NAME the finished model is published. Exit status: 0 done, 1 trained and saved but not
+published, 2 a mistake in what was given, 130 stopped by Ctrl-C. (`accelerate launch` turns every failure into 1 and adds a
+traceback of its own, unless it is told to be `--quiet`.)
 """
 
 import json
@@ -18,9 +19,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from output_folder import check_output, claim_output
+from output_folder import check_output, claim_output, write_whole
 from train_config import TrainConfig, UserError, parse_config
 
+NOT_PUBLISHED = 1
 INTERRUPTED = 130
 
 
@@ -43,6 +45,7 @@ def run(config: TrainConfig, output: Path) -> int:
     from accelerate import Accelerator
     from accelerate.utils import set_seed
     from build_model import build_scheduler, build_unet
+    from hub_push import prepare_push
     from image_data import load_images
 
     from ddpm_hub import DDPMHubPipeline
@@ -57,6 +60,8 @@ def run(config: TrainConfig, output: Path) -> int:
             f"processes times gradient_accumulation_steps = {config.gradient_accumulation_steps}."
         )
     scheduler = build_scheduler(config)
+    if accelerator.is_main_process:
+        prepare_push(config)
     with accelerator.main_process_first():
         data = load_images(config)
     set_seed(config.seed)
@@ -73,6 +78,7 @@ def run(config: TrainConfig, output: Path) -> int:
 
 def train_and_judge(config: TrainConfig, data, pipeline, accelerator, output: Path) -> int:
     """Trains in all processes; the main one then writes what there is to say of the run."""
+    from hub_push import push
     from train_report import judge, print_plan, training_report
     from training_loop import train
 
@@ -85,20 +91,22 @@ def train_and_judge(config: TrainConfig, data, pipeline, accelerator, output: Pa
         figures = train(config, data, pipeline, accelerator, output, interrupted)
 
     def record(metrics: dict) -> None:
-        text = json.dumps(metrics, indent=2, ensure_ascii=False)
-        (output / "metrics.json").write_text(text + "\n", encoding="utf-8")
+        write_whole(output / "metrics.json", json.dumps(metrics, indent=2, ensure_ascii=False) + "\n")
         write_card(output)
 
-    finished = figures["steps"] == config.max_train_steps
+    finished, published = figures["steps"] == config.max_train_steps, True
     if accelerator.is_main_process:
         metrics = training_report(config, data, figures, accelerator)
         record(metrics)  # judging takes a while, and may be stopped
         if finished:
             record(metrics | judge(config, data, pipeline))
+            published = push(config, output)
         else:
             print(f"Stopped after {figures['steps']} steps; {output} holds the model of that step.")
     accelerator.end_training()
-    return 0 if finished else INTERRUPTED
+    if not finished:
+        return INTERRUPTED
+    return 0 if published else NOT_PUBLISHED
 
 
 def content(output: Path) -> str:

@@ -61,6 +61,8 @@ class TrainConfig:
         sample_every: optimizer steps between sample grids; 0 for none but the last.
         num_inference_steps: steps with which the grids and the scored samples are drawn.
         fidelity_samples: class-conditional samples that a classifier judges at the end; 0 for none.
+        push_to_hub: `USER/NAME` on the Hub, where the finished model is published; needs HF_TOKEN or `hf auth login`.
+        hub_private_repo: whether only you see that repository, if it is new.
     """
 
     dataset_name: str = "training/data/digits"
@@ -102,6 +104,9 @@ class TrainConfig:
     sample_every: int = 500
     num_inference_steps: int = 100
     fidelity_samples: int = 200
+
+    push_to_hub: str | None = None
+    hub_private_repo: bool = True
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -147,6 +152,11 @@ class TrainConfig:
             )
         self._check("dataset_name", bool(self.dataset_name.strip()), "a Hub data set or a folder")
         self._check("output_dir", bool(self.output_dir.strip()), "a folder")
+        self._check(
+            "push_to_hub",
+            self.push_to_hub is None or re.fullmatch(r"[\w.-]+/[\w.-]+", self.push_to_hub, re.ASCII) is not None,
+            "USER/NAME of a repository on the Hub",
+        )
         self._check(
             "license",
             re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", self.license) is not None,
