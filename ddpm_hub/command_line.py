@@ -16,7 +16,7 @@ from . import __version__
 DEFAULT_STEPS = 100
 LARGEST_SEED = 2**63 - 1  # what torch takes, and far from where SEED + i would not
 LARGEST_LISTING = 20  # of class names
-PUBLIC_HELP = "let everybody see a repository that is new (by default only you do)"
+PUBLIC_HELP = "let everybody see a repository that is new (by default only its owner does)"
 DRY_RUN_HELP = "list what would be published, and send nothing"
 DEBUG_HELP = "show the traceback of an error"
 MODEL_HELP = "a folder, or USER/NAME on the Hub (its code is not run)"
@@ -199,11 +199,12 @@ def _sample(options) -> int:
     import torch
 
     from . import DDPMHubPipeline
+    from .model_card import possible_steps
 
     pipeline = DDPMHubPipeline.from_pretrained(options.model, revision=options.revision)
     pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
     labels = _class_labels(options.class_labels, pipeline)
-    steps = options.num_inference_steps or _default_steps(pipeline.scheduler)
+    steps = options.num_inference_steps or possible_steps(pipeline.scheduler, DEFAULT_STEPS)
     images, last = [], options.num_images - 1
     for start in range(0, options.num_images, options.batch_size):
         numbers = range(start, min(start + options.batch_size, options.num_images))
@@ -227,16 +228,6 @@ def _sample(options) -> int:
 def _check_revision(options) -> None:
     if options.revision is not None and Path(options.model).is_dir():
         raise ValueError(f"--revision is {options.revision!r}, but {options.model!r} is a folder; leave it out.")
-
-
-def _default_steps(scheduler) -> int:
-    """The default, or T where there are fewer steps or where the spacing cannot leave out any."""
-    num_train = len(scheduler)
-    try:
-        scheduler.set_timesteps(min(DEFAULT_STEPS, num_train))
-    except ValueError:
-        return num_train
-    return min(DEFAULT_STEPS, num_train)
 
 
 def _class_labels(given: list[str] | None, pipeline) -> list[int] | None:
@@ -325,7 +316,7 @@ def _list_files(title: str, files: dict[str, int]) -> None:
 
 
 def _say_published(publication) -> None:
-    seen = "only you see it" if publication.private else "everybody sees it"
+    seen = "only its owner sees it" if publication.private else "everybody sees it"
     done = "Published" if publication.changed else "Nothing has changed at"
     print(f"{done} {publication.url} ({seen}).")
     for revision, commit in sorted(publication.commits.items()):

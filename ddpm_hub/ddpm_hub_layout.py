@@ -48,6 +48,7 @@ CODE_PATHS = tuple(str(PurePosixPath(folder, name)) for folder, names in CODE_FI
 # stays where it is.
 UNET_CONFIG, SCHEDULER_CONFIG = "unet/config.json", "scheduler/scheduler_config.json"
 WEIGHTS, WEIGHT_VARIANTS = "unet/diffusion_pytorch_model.safetensors", "unet/diffusion_pytorch_model.*.safetensors"
+RECORD_PATTERNS = ("README.md", "metrics.json", "*.png", "plots/*.png", "samples/*.png")
 PUBLISHED_PATTERNS = (
     MODEL_INDEX,
     UNET_CONFIG,
@@ -55,12 +56,9 @@ PUBLISHED_PATTERNS = (
     WEIGHTS,
     WEIGHT_VARIANTS,
     *CODE_PATHS,
-    "README.md",
-    "metrics.json",
-    "*.png",
-    "plots/*.png",
-    "samples/*.png",
+    *RECORD_PATTERNS,
 )
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 EXPORT_REMEDY = "Run `ddpm-hub export` on the folder, which writes these files anew."
 SAVE_REMEDY = "Save the model again."
@@ -147,6 +145,11 @@ def check_folder(folder: Path) -> None:
                 f"{EXPORT_REMEDY}"
             )
     check_model(folder)
+    for path, content in main_files(folder).items():
+        if path.endswith(".png"):
+            with content.open("rb") as file:
+                if file.read(len(PNG_SIGNATURE)) != PNG_SIGNATURE:
+                    raise ValueError(f"{str(folder / path)!r} is no PNG picture, and would be published; remove it.")
 
 
 def read_index(folder: Path) -> dict:

@@ -9,15 +9,17 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .ddpm_hub_layout import check_folder, main_files, stock_files
+from .ddpm_hub_layout import PUBLISHED_PATTERNS, RECORD_PATTERNS, check_folder, main_files, stock_files
 
 # The waits between the attempts at one request, beside those that huggingface_hub itself makes.
 RETRY_SECONDS = (1, 2, 4, 8)
 TEMPORARY = (408, 412, 425, 429)  # 412: somebody else has committed in between; the next attempt begins at their commit
-RERUN = "Nothing is half-published: run the command again later, and what has arrived is not sent twice."
+RERUN = "No revision is half-published: run the command again later, and what has arrived is not sent twice."
 TOKEN_REMEDY = "Make a token with write access on the Hub's settings page and run `hf auth login`, or set HF_TOKEN."
 
 log = logging.getLogger(__name__)
@@ -58,7 +60,8 @@ def upload_folder(
     """Publishes a saved model: `main` with this package's classes and code, `stock` for diffusers alone.
 
     `stock` comes first: once `main` says how to load it, it is there. Each is one commit, and only files of the allow-list
-    go ([`main_files`]).
+    go ([`main_files`]); those of an earlier model that this one has not are removed, and what others put there stays. A
+    folder without a card of its own (just saved, no run's output) leaves the card, figures and pictures that are there.
 
     Args:
         folder (`Path`): a folder that `save_pretrained`, training or `ddpm-hub export` wrote.
@@ -69,25 +72,47 @@ def upload_folder(
         card (*optional*): gives README.md for the repository's full name, in place of the folder's.
 
     Raises:
-        FileNotFoundError, ValueError: if the folder would not load again; nothing has been sent then.
+        FileNotFoundError, ValueError: if the folder would not load again, or holds a token; nothing has been sent then.
         HubError: if the Hub refuses or stays out of reach.
     """
     check_folder(folder)
     revisions = {"stock": stock_files(folder), "main": main_files(folder)}
+    has_card = "README.md" in revisions["main"]
+    for content in (*revisions["main"].items(), ("README.md", card("user/name").encode() if card else b"")):
+        _check_no_token(*content)
     account = HubAccount(token)
     repo_id, repo_private = account.prepare(repo_id, private=private)
-    if card is not None:
+    if private and not repo_private:
+        log.warning("%s is public: everybody sees what is pushed there.", repo_id)
+    if card is not None and (has_card or "README.md" not in account.list_files(repo_id)):
         for files in revisions.values():
             files["README.md"] = card(repo_id).encode()
     account.make_branch(repo_id, "stock")
+    kept = () if has_card else RECORD_PATTERNS
+
+    def is_surplus(revision: str, path: str) -> bool:
+        owned = path != ".gitattributes" if revision == "stock" else _matches(path, PUBLISHED_PATTERNS)
+        return owned and not _matches(path, ("README.md", *kept))
+
     commits, changed = {}, []
     for revision, files in revisions.items():
+        message = commit_message or "Upload the model"
         commits[revision], is_new = account.commit(
-            repo_id, files, commit_message or "Upload the model", revision=revision, mirror=revision == "stock"
+            repo_id, files, message, revision=revision, is_surplus=partial(is_surplus, revision)
         )
         if is_new:
             changed.append(revision)
     return Publication(repo_id, account.url(repo_id), repo_private, commits, changed)
+
+
+def _check_no_token(path: str, content: Path | bytes) -> None:
+    if not path.endswith((".md", ".json")):
+        return
+    text = content if isinstance(content, bytes) else content.read_bytes()
+    if re.search(rb"\bhf_[A-Za-z0-9]{20,}", text):
+        raise ValueError(
+            f"{path} holds what looks like a token of the Hub, and would be published; remove it, and revoke it."
+        )
 
 
 def check_token(token: str | bool | None) -> None:
@@ -157,15 +182,20 @@ class HubAccount:
                 f"The token of {self.name!r} cannot write to {owner!r}; it can to {', '.join(self._writes_to)}. Choose another "
                 f"account for the repository, or log in with the token of one who may."
             )
-        made = self._call(
-            f"making the {repo_type} {full!r}",
-            self._api.create_repo,
-            full,
-            repo_type=repo_type,
-            private=private,
-            exist_ok=True,
-            **options,
-        )
+        try:
+            made = self._call(
+                f"making the {repo_type} {full!r}",
+                self._api.create_repo,
+                full,
+                repo_type=repo_type,
+                private=private,
+                exist_ok=True,
+                **options,
+            )
+        except KeyError as error:  # huggingface_hub takes every conflict for a repository that is there
+            raise HubError(
+                f"making the {repo_type} {full!r}: the name is taken or reserved. Choose another one."
+            ) from error
         if made.repo_type not in (None, repo_type):
             raise HubError(
                 f"{full!r} is there already, as a {made.repo_type}. Choose another name for the {repo_type}."
@@ -200,7 +230,7 @@ class HubAccount:
         *,
         revision: str = "main",
         repo_type: str = "model",
-        mirror: bool = False,
+        is_surplus: Callable[[str], bool] = lambda path: False,
     ) -> tuple[str, bool]:
         """Writes files in one commit, or in none where all are there already.
 
@@ -208,10 +238,13 @@ class HubAccount:
 
         Args:
             files (`dict[str, Path | bytes]`): by path in the repository.
-            mirror (`bool`): also delete what else the revision holds (but `.gitattributes` and a card).
+            is_surplus (*optional*): whether a file that is there, and is none of `files`, is deleted in the same commit.
 
         Returns:
             `tuple[str, bool]`: the commit that the revision now is, and whether it is new.
+
+        Raises:
+            HubError: if the Hub refuses, stays out of reach, or would leave files out.
         """
         from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
@@ -222,60 +255,84 @@ class HubAccount:
             head = self._api.repo_info(repo_id, **at).sha
             before.append(head)
             operations = [CommitOperationAdd(path, content) for path, content in files.items()]
-            if mirror:
-                present = self._api.list_repo_files(repo_id, **at)
-                surplus = sorted(set(present) - set(files) - {".gitattributes", "README.md"})
-                operations += [CommitOperationDelete(path) for path in surplus]
+            others = sorted(set(self._api.list_repo_files(repo_id, **at)) - files.keys())
+            if ".gitignore" in others:  # the Hub would leave out what it names, and say nothing
+                raise HubError(
+                    f"{repo_id!r} ({revision}) has a .gitignore, which may keep files out; delete it there first."
+                )
+            operations += [CommitOperationDelete(path) for path in others if is_surplus(path)]
             return self._api.create_commit(repo_id, operations, commit_message=message, parent_commit=head, **at).oid
 
         commit = self._call(f"uploading to {repo_id!r} ({revision})", attempt)
         return commit, commit != before[0]
 
+    def list_files(self, repo_id: str, **at: str) -> set[str]:
+        """The paths of the files in a repository."""
+        return set(self._call(f"listing the files of {repo_id!r}", self._api.list_repo_files, repo_id, **at))
+
     def set_variable(self, repo_id: str, key: str, value: str) -> None:
-        """Sets a public variable of a Space's environment."""
-        self._call(f"setting {key} of {repo_id!r}", self._api.add_space_variable, repo_id, key, value)
+        """Sets a public variable of a Space's environment; one that is set already is left, so the Space is not restarted."""
+        present = self._call(f"reading the variables of {repo_id!r}", self._api.get_space_variables, repo_id)
+        if key not in present or present[key].value != value:
+            self._call(f"setting {key} of {repo_id!r}", self._api.add_space_variable, repo_id, key, value)
 
     def _call(self, doing: str, action: Callable, *args, **kwargs) -> Any:
         """Calls, and calls again after a failure that may pass."""
-        import httpx2
-        from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+        from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
 
-        # huggingface_hub wraps what goes wrong with a large file, and takes a gateway's error page for an answer.
-        failures = (HfHubHTTPError, httpx2.TransportError, json.JSONDecodeError, RuntimeError)
+        # huggingface_hub wraps what goes wrong with a large file and takes a gateway's error page for an answer; its other
+        # protocol for large files, Xet, has errors of the system's kinds.
+        failures = (HTTPError, json.JSONDecodeError, RuntimeError, ConnectionError, TimeoutError, PermissionError)
         for wait in (*RETRY_SECONDS, None):
             try:
                 return action(*args, **kwargs)
+            except HubError:
+                raise
             except OfflineModeIsEnabled as error:
                 raise HubError(f"{doing}: HF_HUB_OFFLINE is set, so nothing is sent; unset it.") from error
             except failures as error:
-                failure = error.__cause__ if type(error) is RuntimeError else error
-                if not isinstance(failure, failures):
-                    raise
+                wrapped = type(error) is RuntimeError and isinstance(error.__cause__, failures)
+                failure = error.__cause__ if wrapped else error
                 status = failure.response.status_code if isinstance(failure, HfHubHTTPError) else None
-                passing = status is None or status >= 500 or status in TEMPORARY
+                if isinstance(failure, PermissionError):
+                    if failure.errno is not None:  # of a file on this machine
+                        raise
+                    status = 401
+                tried = isinstance(failure, ConnectionError | TimeoutError)  # Xet's, which has repeated it for minutes
+                passing = status >= 500 or status in TEMPORARY if status is not None else not tried
                 if wait is None or not passing:
-                    raise HubError(f"{doing}: {self._explain(failure)}") from error
+                    raise HubError(f"{doing}: {self._explain(failure, status)}") from error
                 log.warning("%s: %s; trying again in %d s.", doing, status or type(failure).__name__, wait)
             except ValueError as error:  # what huggingface_hub says of a name or of a card's metadata
                 raise HubError(f"{doing}: {error}") from error
             time.sleep(wait)
         raise AssertionError("the last attempt has returned or raised")
 
-    def _explain(self, error: Exception) -> str:
+    def _explain(self, error: Exception, status: int | None) -> str:
         """What a failure means for somebody who publishes."""
-        response = getattr(error, "response", None)
-        if response is None:
+        if status is None:
             return f"the Hub at {self._api.endpoint} cannot be reached, or breaks off ({type(error).__name__}: {error}). {RERUN}"
-        said = error.server_message or response.headers.get("X-Error-Message")
+        response = getattr(error, "response", None)
+        said = response is not None and (error.server_message or response.headers.get("X-Error-Message"))
         said = f" The Hub says: {said}" if said else ""
         meaning = {
             401: f"the Hub does not accept the token: it is expired, revoked or mistyped. {TOKEN_REMEDY}",
+            402: "the account's plan does not include this.",
             403: f"the token may not do this: it needs write access to that account or organisation. {TOKEN_REMEDY}",
             404: "there is no such account, repository or revision, or the token may not see it.",
             409: "the name is taken. Choose another one.",
             412: f"others keep committing to this repository. {RERUN}",
             429: f"the Hub asks for a pause. {RERUN}",
         }
-        if response.status_code >= 500:
-            return f"the Hub is out of order ({response.status_code}). {RERUN}{said}"
-        return meaning.get(response.status_code, f"the Hub refused with status {response.status_code}.") + said
+        if status >= 500:
+            return f"the Hub is out of order ({status}). {RERUN}{said}"
+        return meaning.get(status, f"the Hub refused with status {status}.") + said
+
+
+def _matches(path: str, patterns: tuple[str, ...]) -> bool:
+    """Whether one of the patterns is of this path: as in `Path.glob`, a star does not cross a folder's end."""
+    parts = path.split("/")
+    return any(
+        len(parts) == len(pattern.split("/")) and all(map(fnmatchcase, parts, pattern.split("/")))
+        for pattern in patterns
+    )

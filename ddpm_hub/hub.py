@@ -5,6 +5,7 @@ published model, so that a pipeline that was loaded by trust, without this packa
 """
 
 import ast
+import logging
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -45,6 +46,8 @@ __all__ = [
     "push_space",
 ]
 
+log = logging.getLogger(__name__)
+
 SPACE_FILES = ("app.py", "inference.py", "requirements.txt")
 
 
@@ -58,8 +61,8 @@ def export_folder(folder: str | Path, output: str | Path | None = None) -> Path:
 
     Args:
         folder (`str` or `Path`): the model.
-        output (`str` or `Path`, *optional*): a folder that is new or empty, which receives what would be published and
-            nothing else; by default the model's own folder is brought up to date.
+        output (`str` or `Path`, *optional*): a folder that is new or empty, which receives what would be published, and the
+            run's configuration without the paths of this machine, which the card is made of; by default the model's own folder is brought up to date.
 
     Returns:
         `Path`: the folder, which has been checked.
@@ -82,6 +85,8 @@ def export_folder(folder: str | Path, output: str | Path | None = None) -> Path:
                 (made / path).replace(folder / path)
         else:
             target.resolve().parent.mkdir(parents=True, exist_ok=True)
+            if target.exists():
+                target.resolve().rmdir()  # empty; not every system replaces it
             made.replace(target.resolve())
     return target
 
@@ -109,7 +114,10 @@ def _build_repository(folder: Path, made: Path, keep_card: bool) -> None:
         copied["config.yaml"] = folder / "config.yaml"
     for path, content in copied.items():
         (made / path).parent.mkdir(parents=True, exist_ok=True)
-        (made / path).write_bytes(content) if isinstance(content, bytes) else shutil.copyfile(content, made / path)
+        if isinstance(content, bytes):
+            (made / path).write_bytes(content)
+        else:
+            shutil.copyfile(content, made / path)
     if read_json(folder / SCHEDULER_CONFIG)["_class_name"] != "DDPMHubScheduler":
         read_scheduler(folder, ("DDPMScheduler",)).save_config(made / "scheduler")
     write_model_index(made, read_index(folder).get("id2label"))
@@ -255,13 +263,14 @@ def push_space(
         HubError: if there is no such model, or if the Hub refuses or stays out of reach.
     """
     account = HubAccount(token)
-    account.look_up(model)
+    model_is_private = account.look_up(model).private
     repo_id, is_private = account.prepare(repo_id, "space", private, space_sdk="gradio")
+    if model_is_private:
+        settings = f"{account.url(repo_id, 'space')}/settings"
+        log.warning("%s is private: for the Space to load it, set the secret HF_TOKEN on %s.", model, settings)
     # Before the files, whose arrival starts the Space.
     account.set_variable(repo_id, "DDPM_HUB_MODEL", model)
-    commit, is_new = account.commit(
-        repo_id, space_files(model), commit_message or "Upload the demo", repo_type="space", mirror=False
-    )
+    commit, is_new = account.commit(repo_id, space_files(model), commit_message or "Upload the demo", repo_type="space")
     return Publication(repo_id, account.url(repo_id, "space"), is_private, {"main": commit}, ["main"] if is_new else [])
 
 

@@ -109,7 +109,7 @@ def read_model_folder(folder: str | Path) -> ModelFolder:
     """
     folder = Path(folder)
     index = _read(folder, "model_index.json")
-    if "DDPMHubPipeline" not in index.get("_class_name", []):
+    if "DDPMHubPipeline" not in str(index.get("_class_name")):  # a list or, of old folders, a text
         raise _damaged(folder, "model_index.json", "`_class_name` names no DDPMHubPipeline")
     _check(index.get("id2label", {}), {}, folder, "model_index.json", "id2label")
     unet, scheduler = _read(folder, "unet/config.json"), _read(folder, "scheduler/scheduler_config.json")
@@ -227,16 +227,21 @@ def _class_names(unet: dict, id2label: dict) -> list[str]:
 
 def _without_paths(config: dict, on_hub: bool) -> dict:
     """A configuration that may be published: of each path its last part, and not where the run was written."""
-    names = [] if on_hub else ["dataset_name"]
-    return {
-        key: last_part(value) if key in names or _is_path(value) else value
-        for key, value in config.items()
-        if key != "output_dir"
-    }
+    shortened = {key: _shorten(value) for key, value in config.items() if key != "output_dir"}
+    if "dataset_name" in shortened and not on_hub:
+        shortened["dataset_name"] = last_part(shortened["dataset_name"])
+    return shortened
 
 
-def _is_path(value) -> bool:
-    return isinstance(value, str) and (value.startswith(("/", "~", ".")) or PureWindowsPath(value).is_absolute())
+def _shorten(value):
+    if isinstance(value, dict):
+        return {key: _shorten(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_shorten(inner) for inner in value]
+    is_path = isinstance(value, str) and (
+        value.startswith(("/", "~", ".", "file:")) or PureWindowsPath(value).is_absolute()
+    )
+    return last_part(value) if is_path else value
 
 
 def last_part(path: str) -> str:

@@ -327,7 +327,7 @@ class DDPMHubPipeline(DiffusionPipeline):
             commit_message (`str`, *optional*): by default "Upload the model".
 
         Raises:
-            HubError: if the Hub refuses or stays out of reach; nothing is half-published then.
+            HubError: if the Hub refuses or stays out of reach; each revision is then wholly old or wholly new.
         """
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder)

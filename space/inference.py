@@ -69,6 +69,8 @@ def load_pipeline() -> DDPMHubPipeline:
                 logging.getLogger(__name__).warning("%s does not load: %s", name, error)
                 if (Path(name) / "model_index.json").is_file():
                     advice = f"The model at {name} is damaged: run `make train` again, or copy its folder whole."
+                elif name.count("/") == 1 and not name.startswith((".", "/", "~")):
+                    advice = f"The model {name} does not load from the Hub: set the secret HF_TOKEN if it is private."
                 else:
                     advice = f"No trained model at {name}: run `make train`, or set DDPM_HUB_MODEL to a model's folder."
                 raise InvalidRequestError(advice) from error

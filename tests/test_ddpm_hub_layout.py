@@ -21,15 +21,6 @@ FP16 = "unet/diffusion_pytorch_model.fp16.safetensors"
 PUBLISHED = {INDEX, CONFIG, SCHEDULER, WEIGHTS, *CODE_PATHS}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """These networks are so small that threads only wait for one another, for minutes where others want the cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     folder = tmp_path_factory.mktemp("layout") / "model"

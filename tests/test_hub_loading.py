@@ -78,14 +78,9 @@ REPOS = [f"ada/{kind}-{access}" for kind in KINDS for access in ("private", "pub
 
 
 def draw(pipeline, labels):
-    """What the clients' `pixels` draws; on one thread as they do, so that no rounding differs."""
+    """What the clients' `pixels` draws; on one thread, as all tests and they do, so that no rounding differs."""
     options = {"num_inference_steps": 4, "generator": seeds(1, 2), "output_type": "np"}
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        return pipeline(batch_size=2, class_labels=labels and list(labels), **options).images
-    finally:
-        torch.set_num_threads(threads)
+    return pipeline(batch_size=2, class_labels=labels and list(labels), **options).images
 
 
 def same(pixels, expected, atol=0.0):

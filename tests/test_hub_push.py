@@ -8,7 +8,7 @@ import re
 
 import pytest
 import torch
-from conftest import make_pipeline
+from conftest import make_pipeline, run_python
 from hub_client import Client
 from hub_server import HubServer
 
@@ -90,7 +90,7 @@ def test_a_push_is_private_one_commit_a_revision_and_the_allow_list(hub, client,
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_text("license: mit")
     (folder / "plots").mkdir()
-    (folder / "plots" / "fid.png").write_bytes(b"a plot")
+    (folder / "plots" / "fid.png").write_bytes(b"\x89PNG\r\n\x1a\n a plot")
     answer = push(client, folder, "ada/first", commit_message="The first")
     repository = hub.repos["model", "ada/first"]
     heads = {name: head.id for name, head in repository.branches.items()}
@@ -117,6 +117,69 @@ def test_a_push_is_private_one_commit_a_revision_and_the_allow_list(hub, client,
     # An unconditional model's weights are the same in both revisions, and are sent and stored once.
     assert list(repository.lfs_objects) == [hashlib.sha256(main[WEIGHTS]).hexdigest()]
     assert len(since(hub, 0, "PUT", "lfs-upload")) == 1
+
+
+def test_what_is_left_of_an_earlier_model_goes_and_what_others_put_there_stays(hub, client, folder):
+    variant = folder / WEIGHTS.replace(".safetensors", ".fp16.safetensors")
+    variant.write_bytes((folder / WEIGHTS).read_bytes())
+    (folder / "samples").mkdir()
+    grid = folder / "samples" / "step_000006.png"
+    grid.write_bytes(b"\x89PNG\r\n\x1a\n")
+    push(client, folder, "ada/renewed")
+    theirs = {"notes.txt": b"1", "docs/their.png": b"2", "unet/other.safetensors": b"3"}
+    hub.commit("ada/renewed", theirs)
+    variant.unlink()
+    grid.unlink()
+
+    push(client, folder, "ada/renewed")  # no card of its own: as after `pipeline.push_to_hub`
+    repository = hub.repos["model", "ada/renewed"]
+    assert repository.files("main").keys() == MAIN | theirs.keys() | {"samples/step_000006.png"}
+    (folder / "README.md").write_text("---\nlicense: mit\n---\nMine\n", encoding="utf-8")
+    push(client, folder, "ada/renewed")
+    assert repository.files("main").keys() == MAIN | theirs.keys()
+    assert repository.files("stock").keys() == STOCK
+
+
+def test_a_card_that_is_there_stays_where_the_folder_has_none(hub, client, folder):
+    push(client, folder, "ada/kept")
+    hub.commit("ada/kept", {"README.md": b"---\nlicense: mit\n---\nWith figures\n", "metrics.json": b"{}"})
+    assert push(client, folder, "ada/kept")["changed"] == []
+    assert hub.repos["model", "ada/kept"].files("main")["README.md"].endswith(b"With figures\n")
+
+
+def test_what_would_harm_is_not_sent(hub, client, folder):
+    start = len(hub.requests)
+    for path, content, reason in (
+        ("samples.png", b"PRIVATE KEY", "is no PNG picture"),
+        ("README.md", b"my token is hf_" + b"a1" * 17, "what looks like a token"),
+    ):
+        (folder / path).write_bytes(content)
+        answer = client.run("answer = outcome(push, folder, repo)", folder=folder, repo="ada/harm")
+        assert answer.startswith("ValueError: ")
+        assert reason in answer
+        (folder / path).unlink()
+    assert len(hub.requests) == start
+
+    push(client, folder, "ada/ignoring")
+    hub.commit("ada/ignoring", {".gitignore": b"*.safetensors\n"})
+    assert "has a .gitignore" in refusal(client, save(folder, factor=2), "ada/ignoring")
+
+
+@pytest.mark.parametrize("fault", ["501", "401"])  # others it repeats for minutes by itself
+def test_a_failure_of_the_other_protocol_for_large_files_is_told_as_well(hub, client, folder, tmp_path, fault):
+    """Xet, which the Hub prefers: a process in which it is not disabled, and a server that does not have it."""
+    hub.fail("GET", "xet-write-token", int(fault), math.inf)
+    environment = hub.environment(client.token, tmp_path / "xet") | {"HF_HUB_DISABLE_XET": "0"}
+    script = (
+        "import sys, time; time.sleep = lambda seconds: None\n"
+        "from ddpm_hub.command_line import main; sys.exit(main(sys.argv[1:]))"
+    )
+    result = run_python("-c", script, "push", str(folder), f"ada/xet-{fault}", **environment)
+    assert result.returncode == 1, result.stderr
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith(f"ddpm-hub: error: uploading to 'ada/xet-{fault}' (stock): "), result.stderr
+    assert re.search(r"run the command again later|run `hf auth login`", last)
+    assert client.token not in result.stdout + result.stderr
 
 
 def test_a_second_push_changes_nothing_and_a_new_card_changes_the_card(hub, client, folder):
@@ -170,7 +233,7 @@ pipeline.save_pretrained(Path(folder).with_name("by-name"), push_to_hub=True)
     status, out, err = client.run('answer = command("push", folder, "ada/by-command")', folder=folder)
     assert (status, "error" in err) == (0, False)
     by_command = hub.repos["model", "ada/by-command"]
-    assert f"Published {hub.url}/ada/by-command (only you see it)." in out
+    assert f"Published {hub.url}/ada/by-command (only its owner sees it)." in out
     assert by_command.branches["main"].id in out
     for name in ("by-method", "by-save", "by-name"):
         repository = hub.repos["model", f"ada/{name}"]
@@ -373,7 +436,7 @@ def test_somebody_else_commits_in_between(hub, client, old_and_new):
     overtaken = hub.on("/commit/main", lambda: hub.commit("ada/digits", {"theirs.txt": b"theirs", "README.md": b"Hi"}))
     answer = push(client, folder, "ada/digits")
     assert overtaken.count == 1
-    assert repository.files("main") == after["main"] | {"theirs.txt": b"theirs"}
+    assert repository.files("main") == after["main"] | {"theirs.txt": b"theirs", "README.md": b"Hi"}
     assert answer["commits"]["main"] == repository.branches["main"].id
     assert answer["changed"] == ["stock", "main"]
 
@@ -383,7 +446,7 @@ def test_somebody_else_commits_in_between(hub, client, old_and_new):
     text = refusal(client, folder, "ada/digits")
     busy.times = 0
     assert text.startswith(
-        "uploading to 'ada/digits' (main): others keep committing to this repository. Nothing is half"
+        "uploading to 'ada/digits' (main): others keep committing to this repository. No revision is half"
     )
     assert repository.files("main")[WEIGHTS] == before.files("main")[WEIGHTS]
 

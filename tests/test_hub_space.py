@@ -94,6 +94,8 @@ def test_what_is_published(hub, client):
     assert publish(client, "demo", "ada/digits", private=False) == answer | {"changed": []}
     assert repository.private
     assert not [request for request in hub.requests[start:] if "/commit/" in request.path or request.method == "PUT"]
+    # Setting a variable would restart the Space.
+    assert [request.method for request in hub.requests[start:] if request.path.endswith("/variables")] == ["GET"]
 
     hub.commit("ada/demo", {"notes.txt": b"mine"}, repo_type="space")
     before = repository.files()
@@ -105,7 +107,10 @@ def test_what_is_published(hub, client):
 
 def test_the_command(hub, client):
     status, out, err = client.run('answer = command("space", "ada/shown", "--model", "ada/digits", "--public")')
-    assert (status, err) == (0, "")
+    assert status == 0
+    assert err == (
+        f"ada/digits is private: for the Space to load it, set the secret HF_TOKEN on {hub.url}/spaces/ada/shown/settings.\n"
+    )
     assert f"Published {hub.url}/spaces/ada/shown (everybody sees it)." in out
     assert not hub.repos["space", "ada/shown"].private
     status, out, err = client.run('answer = command("space", "ada/unmade", "--model", "ada/nothing")')

@@ -40,7 +40,7 @@ def train(hub: HubServer, token: str | None, tmp_path, *arguments: str, output="
 def test_the_finished_run_is_published_for_its_owner_alone(hub, tmp_path):
     result = train(hub, hub.add_token("ada"), tmp_path)
     assert result.returncode == 0, result.stderr
-    assert f"Published {hub.url}/ada/digits (only you see it)." in result.stdout
+    assert f"Published {hub.url}/ada/digits (only its owner sees it)." in result.stdout
     repository = hub.repos["model", "ada/digits"]
     assert repository.private
     published, run = repository.files(), tmp_path / "run"

@@ -39,5 +39,5 @@ def push(config: TrainConfig, output: Path) -> bool:
             f"train.py: the model is trained and saved, but not published: {error}\nTry again: {retry}", file=sys.stderr
         )
         return False
-    print(f"Published {done.url} ({'only you see it' if done.private else 'everybody sees it'}).")
+    print(f"Published {done.url} ({'only its owner sees it' if done.private else 'everybody sees it'}).")
     return True

@@ -62,7 +62,7 @@ class TrainConfig:
         num_inference_steps: steps with which the grids and the scored samples are drawn.
         fidelity_samples: class-conditional samples that a classifier judges at the end; 0 for none.
         push_to_hub: `USER/NAME` on the Hub, where the finished model is published; needs HF_TOKEN or `hf auth login`.
-        hub_private_repo: whether only you see that repository, if it is new.
+        hub_private_repo: whether only its owner sees that repository, if it is new.
     """
 
     dataset_name: str = "training/data/digits"
