@@ -22,21 +22,24 @@ FIXED_VARIANCE_TYPES = ("fixed_small", "fixed_large", "analytic")
 
 
 def normalize(pixels: torch.Tensor) -> torch.Tensor:
-    """Pixels 0…255 to a sample in [−1, 1]: x = 2p/255 − 1 ([Ho] section 3.3).
+    """Pixels 0…P to a sample in [−1, 1]: x = 2p/P − 1 ([Ho] section 3.3), P = 255 for 8 bits and 65535 for 16.
 
     Args:
-        pixels (`torch.Tensor` of `uint8`): any shape.
+        pixels (`torch.Tensor` of `uint8` or `uint16`): any shape.
 
     Returns:
-        `torch.Tensor` of `float32`: the same shape.
+        `torch.Tensor` of `float32`: the same shape, each value the exact one rounded once.
     """
-    if pixels.dtype != torch.uint8:
-        raise ValueError(f"`pixels` has dtype {pixels.dtype}; it must be torch.uint8 (values 0 to 255).")
-    return pixels.to(torch.float32).mul_(2.0).sub_(255.0).div_(255.0)
+    if pixels.dtype not in (torch.uint8, torch.uint16):
+        raise ValueError(
+            f"`pixels` has dtype {pixels.dtype}; it must be torch.uint8 (values 0 to 255) or torch.uint16 (0 to 65535)."
+        )
+    largest = float(torch.iinfo(pixels.dtype).max)
+    return pixels.to(torch.float32).mul_(2.0).sub_(largest).div_(largest)
 
 
 def denormalize(sample: torch.Tensor) -> torch.Tensor:
-    """The inverse of [`normalize`]: p = round((x + 1)·255/2), clamped to 0…255.
+    """The inverse of [`normalize`] for 8 bits: p = round((x + 1)·255/2), clamped to 0…255.
 
     Args:
         sample (`torch.Tensor`, floating point): any shape, nominally in [−1, 1].
@@ -64,8 +67,8 @@ def noise_rate(log_alpha_bar: torch.Tensor) -> torch.Tensor:
 
 
 def snr(log_alpha_bar: torch.Tensor) -> torch.Tensor:
-    """SNR(t) = ᾱ_t/(1−ᾱ_t), the signal-to-noise ratio of q(x_t | x_0) (Kingma et al. 2021, arXiv:2107.00630)."""
-    return 1 / torch.expm1(-log_alpha_bar)
+    """SNR(t) = ᾱ_t/(1−ᾱ_t), the signal-to-noise ratio of q(x_t | x_0) (Kingma et al. 2021, arXiv:2107.00630); ∞ at t = 0."""
+    return 1 / torch.expm1(0.0 - log_alpha_bar)  # −log_alpha_bar would be −0 at t = 0, and the ratio −∞
 
 
 # --- What the network predicts: the target and its inverse, side by side ----------------------------------------------
@@ -138,6 +141,19 @@ def conversion_weights(
         return signal_rate(log_alpha_bar), noise_rate(log_alpha_bar)
     unknown = source_type if source_type not in PREDICTION_TYPES else target_type
     raise _unknown("prediction_type", unknown, PREDICTION_TYPES)
+
+
+def snr_loss_weight(
+    prediction_type: str, log_alpha_bar: torch.Tensor, largest_snr: float = float("inf")
+) -> torch.Tensor:
+    """What the squared error of the prediction is multiplied by so that the squared error of x_0 weighs min(SNR, γ).
+
+    With x_0's error being b times the prediction's ([`original_sample_weights`]) this is min(SNR, γ)·b²: for epsilon
+    min(SNR, γ)/SNR, for sample min(SNR, γ), for v_prediction min(SNR, γ)/(SNR + 1). γ = `largest_snr` is min-SNR-γ of Hang
+    et al. 2023 (arXiv:2303.09556, section 3.4). Without it the loss is that of ε, whatever is predicted.
+    """
+    _, from_prediction = original_sample_weights(prediction_type, log_alpha_bar)
+    return snr(log_alpha_bar).clamp(max=largest_snr) * from_prediction.square()
 
 
 # --- Posterior q(x_s | x_t, x_0) for any s < t; [Ho] equations 6 and 7 at s = t − 1 -----------------------------------
@@ -226,6 +242,101 @@ def learned_range_log_variance(
     `interpolation` is the network's second half, nominally in [−1, 1].
     """
     return log_variance_small + (interpolation + 1) / 2 * (log_variance_large - log_variance_small)
+
+
+def log_variance_range(log_abar_t: torch.Tensor, log_abar_s: torch.Tensor) -> torch.Tensor:
+    """log(β/β̃) = log(1 + β ᾱ_s/(1−ᾱ_s)), how far the two fixed variances are apart; infinite at s = 0."""
+    return torch.log1p(-torch.expm1(log_abar_t - log_abar_s) * snr(log_abar_s))
+
+
+# --- The variational bound ([Ho] equation 5), in nats -----------------------------------------------------------------
+
+
+def gaussian_kl(squared_difference: torch.Tensor, log_variance_ratio: torch.Tensor) -> torch.Tensor:
+    """KL(N(μ_1, σ_1²) ‖ N(μ_2, σ_2²)) = ½(ρ + e^{−ρ} − 1 + e^{−ρ} δ²), elementwise.
+
+    Args:
+        squared_difference (`torch.Tensor`): δ² = (μ_1 − μ_2)²/σ_1².
+        log_variance_ratio (`torch.Tensor`): ρ = log(σ_2²/σ_1²). Both are taken as ratios, not as two logarithms and two
+            means, so that float32 loses nothing where the distributions are close.
+    """
+    return 0.5 * (
+        log_variance_ratio + torch.expm1(-log_variance_ratio) + torch.exp(-log_variance_ratio) * squared_difference
+    )
+
+
+def snr_gain(log_abar_t: torch.Tensor, log_abar_s: torch.Tensor) -> torch.Tensor:
+    """SNR(s) − SNR(t) = β SNR(s)/(1−ᾱ_t); infinite at s = 0.
+
+    It is w²/β̃, w being x_0's weight in the posterior mean: with reverse variance β̃ the KL term of the bound is
+    ½(SNR(s) − SNR(t))(x_0 − x̂_0)² (Kingma et al. 2021, arXiv:2107.00630, equation 13).
+    """
+    return torch.expm1(log_abar_t - log_abar_s) * snr(log_abar_s) / torch.expm1(log_abar_t)
+
+
+def discretized_gaussian_log_likelihood(
+    sample: torch.Tensor, mean: torch.Tensor, log_variance: torch.Tensor, bit_depth: int
+) -> torch.Tensor:
+    """log of the mass that N(mean, σ²) has in the bin of a pixel, elementwise ([Ho] equation 13).
+
+    The bins are 2/P wide, P = 2^bits − 1, around the values of [`normalize`]; the first and the last reach to ∓∞. Values
+    and derivatives are finite and exact to a few roundings in every tail.
+
+    Args:
+        sample (`torch.Tensor`, floating point): x_0, values of [`normalize`].
+        mean, log_variance (`torch.Tensor`): broadcast against it.
+        bit_depth (`int`): bits of a pixel.
+    """
+    half_bin = 1 / (2**bit_depth - 1)
+    scale = torch.exp(-0.5 * log_variance)
+    distance, half_width = (sample - mean) * scale, half_bin * scale
+    lowest, highest = sample < -1 + half_bin, sample > 1 - half_bin
+    outer = log_normal_cdf(half_width + torch.where(lowest, distance, -distance))
+    return torch.where(lowest | highest, outer, log_normal_interval(distance, half_width))
+
+
+_ROOT_HALF = 0.5**0.5
+_LOG_ROOT_2_PI = 0.9189385332046727
+
+
+def log_normal_cdf(x: torch.Tensor) -> torch.Tensor:
+    """log Φ(x). Unlike `torch.special.log_ndtr` its derivative, too, is right in the tail."""
+    tail, rest = x.clamp(max=0.0), x.clamp(min=0.0)
+    log_tail = torch.log(0.5 * torch.special.erfcx(-tail * _ROOT_HALF)) - 0.5 * tail.square()
+    return torch.where(x < 0, log_tail, torch.log1p(-0.5 * torch.erfc(rest * _ROOT_HALF)))
+
+
+def log_normal_interval(center: torch.Tensor, half_width: torch.Tensor) -> torch.Tensor:
+    """log(Φ(m + w) − Φ(m − w)), without the difference: m = `center`, w = `half_width` > 0, which broadcast.
+
+    Three formulas, each where it is exact:
+
+    - the interval holds 0: ½ erf((w + m)/√2) + ½ erf((w − m)/√2);
+    - it does not: with a = |m| − w, b = |m| + w, Q = 1 − Φ, log Q(a) + log(1 − Q(b)/Q(a)), where the exponents of the
+      scaled erfc, Q(x) = ½ erfcx(x/√2) e^{−x²/2}, leave −2w|m| and no difference;
+    - w and w|m| are small, so that 1 − Q(b)/Q(a) would cancel: the density at m times 2w, times the mean over u in (−1, 1)
+      of e^{−wmu − w²u²/2}, whose logarithm is w²(m² − 1)/6 − w⁴(m⁴ + 4m² − 2)/180 + ….
+
+    The next term of that series is at most (w·max(1, |m|))⁶/315, and the second formula's rounding about ε/w; they meet at
+    w = (315 ε)^{1/7}.
+    """
+    m, w = torch.broadcast_tensors(center.abs(), half_width)
+    is_narrow = w * m.clamp(min=1.0) < (315 * torch.finfo(m.dtype).eps) ** (1 / 7)
+
+    # Each formula is given harmless numbers where it is not used: torch.where multiplies infinite derivatives by 0.
+    m_n, w_n = torch.where(is_narrow, m, 0.0).square(), torch.where(is_narrow, w, 1.0)
+    series = w_n.square() / 6 * (m_n - 1 - w_n.square() / 30 * (m_n.square() + 4 * m_n - 2))
+    narrow = series + torch.log(2 * w_n) - _LOG_ROOT_2_PI - 0.5 * m_n
+
+    w = torch.where(is_narrow, 1.0, w)
+    inside = torch.log(0.5 * (torch.erf((w + m) * _ROOT_HALF) + torch.erf((w - m).clamp(min=0.0) * _ROOT_HALF)))
+
+    near = (m - w).clamp(min=0.0)
+    scaled_near, scaled_far = (torch.special.erfcx(x * _ROOT_HALF) for x in (near, near + 2 * w))
+    log_ratio = torch.log(scaled_far / scaled_near) - 2 * w * (near + w)
+    outside = torch.log(0.5 * scaled_near) - 0.5 * near.square() + torch.log(-torch.expm1(log_ratio))
+
+    return torch.where(is_narrow, narrow, torch.where(m < w, inside, outside))
 
 
 # --- The DDIM family: η = 1 is the DDPM, η = 0 is deterministic ---------------------------------------------------------

@@ -129,7 +129,7 @@ def _metadata(model: ModelFolder, name: str, folder: Path) -> ModelCardData:
             validate_repo_id(dataset)
         except HFValidationError as error:
             raise ValueError(f"{str(folder / 'metrics.json')!r} is damaged: training.dataset: {error}") from error
-    arguments = ("num_samples", "seed", "num_inference_steps", "extractor", "reference")
+    arguments = ("num_samples", "seed", "num_inference_steps", "eta", "guidance_scale", "extractor", "reference")
     results = [
         EvalResult(
             task_type=TASK,
@@ -206,7 +206,7 @@ def _grid(model: ModelFolder) -> dict | None:
             caption = f"{facts['num_samples']:,} samples"
         caption += ", a class in each column" if facts.get("class_in_each_column") else ""
         if "num_inference_steps" in facts:
-            caption += f"; {number(facts['num_inference_steps'])} steps"
+            caption += f"; {', '.join([number(facts['num_inference_steps']) + ' steps', *_unusual(facts)])}"
         if "seed" in facts and "num_samples" in facts:
             caption += f", seeds {facts['seed']} to {facts['seed'] + facts['num_samples'] - 1}; not selected"
     return {"path": quote(os.fsencode(model.sample_grid)), "caption": caption}
@@ -235,16 +235,23 @@ def _evaluation_table(metrics: dict) -> str:
     def figures(key: str) -> list[str]:
         return [number(entry[key]) if key in entry else "" for entry in entries]
 
+    steps = figures("num_inference_steps")
     return _table(
         {
             "Metric": [plain(entry["name"]) for entry in entries],
             "Value": [_value_and_reference(entry) for entry in entries],
             "Samples": figures("num_samples"),
-            "Steps": figures("num_inference_steps"),
+            "Steps": [", ".join([s, *_unusual(e)] if s else _unusual(e)) for s, e in zip(steps, entries, strict=True)],
             "First seed": [str(entry.get("seed", "")) for entry in entries],
             "Judged by": [plain(entry.get("extractor", "")) for entry in entries],
         }
     )
+
+
+def _unusual(drawn: dict) -> list[str]:
+    """η and the guidance of samples, where they are not those of a plain DDPM."""
+    eta = [f"η = {number(drawn['eta'])}"] if drawn.get("eta", 1) != 1 else []
+    return eta + ([f"guidance {number(drawn['guidance_scale'])}"] if drawn.get("guidance_scale", 1) != 1 else [])
 
 
 def _speed_table(model: ModelFolder) -> str:
@@ -315,9 +322,16 @@ def _use(model: ModelFolder, scheduler) -> dict:
     is_picture = channels in (1, 3, 4)
     output = [] if is_picture and model.unet.get("out_channels") == channels else ['output_type="np"']
     arguments = [f"num_inference_steps={steps}"]
+    drawn = [f"eta={model.config['eta']}"] if model.config.get("eta", 1) != 1 else []
+    drawn += (
+        [f"guidance_scale={model.config['guidance_scale']}"]
+        if labels and model.config.get("guidance_scale", 1) != 1
+        else []
+    )
+    subject = f"class_labels={labels}" if labels else f"batch_size={SAMPLES}"
     return {
         "labels": labels,
-        "arguments": ", ".join([f"class_labels={labels}" if labels else f"batch_size={SAMPLES}", *arguments, *output]),
+        "arguments": ", ".join([subject, *arguments, *drawn, *output]),
         "stock_arguments": ", ".join([f"batch_size={SAMPLES}", *arguments, *output]),
         "batch_size": SAMPLES,
         "solver_steps": min(SOLVER_STEPS, len(scheduler)),

@@ -20,6 +20,7 @@ METRICS = {
         "steps": int,
         "seconds": float,  # wall-clock, with all sample grids
         "images_per_second": float,  # without them
+        "share_of_peak": float,  # of the FLOP/s that a large convolution or matrix product reached there
         "loss": float,  # mean of the last interval
         "num_images": int,
         "dataset": str,  # an id of the Hub or the name of a local folder
@@ -31,6 +32,8 @@ METRICS = {
         "num_samples": int,
         "seed": int,  # of the first; sample i has seed + i
         "num_inference_steps": int,
+        "eta": float,
+        "guidance_scale": float,
         "class_in_each_column": bool,
     },
     "evaluation": [
@@ -42,6 +45,8 @@ METRICS = {
             "num_samples": int,
             "seed": int,
             "num_inference_steps": int,
+            "eta": float,
+            "guidance_scale": float,
             "extractor": str,  # the classifier or the network whose features are compared
             "reference": {"name": str, "value": float},  # what the value is to be compared with
         }

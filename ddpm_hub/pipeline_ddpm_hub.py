@@ -104,6 +104,8 @@ class DDPMHubPipeline(DiffusionPipeline):
         generator: torch.Generator | list[torch.Generator] | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
+        eta: float = 1.0,
+        guidance_scale: float = 1.0,
     ) -> ImagePipelineOutput | tuple:
         """Draws images.
 
@@ -117,12 +119,16 @@ class DDPMHubPipeline(DiffusionPipeline):
             output_type (`str`, defaults to `"pil"`): `pil` (a list of `PIL.Image`), `np` (`numpy.ndarray` of float32 in
                 [0, 1], shape (B, H, W, C)) or `pt` (`torch.Tensor` of float32 in [0, 1], shape (B, C, H, W)).
             return_dict (`bool`, defaults to `True`): an `ImagePipelineOutput`, or the tuple `(images,)`.
+            eta (`float`, defaults to `1.0`): η, from 0 (DDIM: x_T is the only noise) to 1 (DDPM).
+            guidance_scale (`float`, defaults to `1.0`): w ≥ 0 of classifier-free guidance (Ho & Salimans 2022,
+                arXiv:2207.12598), as diffusers counts it: the prediction is u + w (c − u), c with the class and u without.
+                Each step then calls the network once on twice as many images; at 1 it is called with the class alone.
 
         Raises:
             ValueError: for an argument outside its range, before the network is called.
         """
         self._check_output_type(output_type)
-        states = self.stream(batch_size, class_labels, num_inference_steps, generator)
+        states = self.stream(batch_size, class_labels, num_inference_steps, generator, eta, guidance_scale)
         with self.progress_bar(total=num_inference_steps or len(self.scheduler)) as progress:
             for state in states:
                 progress.update()
@@ -135,6 +141,8 @@ class DDPMHubPipeline(DiffusionPipeline):
         class_labels: int | list[int] | torch.Tensor | None = None,
         num_inference_steps: int | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
+        eta: float = 1.0,
+        guidance_scale: float = 1.0,
     ) -> Iterator[DDPMHubState]:
         """Draws images step by step: a generator of [`DDPMHubState`], one after each of the n reverse steps.
 
@@ -143,13 +151,16 @@ class DDPMHubPipeline(DiffusionPipeline):
         """
         labels, batch_size = self._check_labels(class_labels, batch_size)
         check_generators(generator, batch_size)
+        if not isinstance(eta, int | float) or not 0 <= eta <= 1:  # the scheduler would say so after the first call
+            raise ValueError(f"`eta` is {eta!r}; it must be a number from 0 (DDIM) to 1 (DDPM).")
+        self._check_guidance(guidance_scale, class_labels)
         _check_scheduler(self.scheduler)  # it may have been replaced
         scheduler = copy.copy(self.scheduler)  # set_timesteps must not disturb another call on this pipeline
         scheduler.set_timesteps(len(scheduler) if num_inference_steps is None else num_inference_steps)
-        return self._stream(scheduler, labels, batch_size, generator)
+        return self._stream(scheduler, labels, batch_size, generator, eta, guidance_scale)
 
     @torch.no_grad()
-    def _stream(self, scheduler, labels, batch_size, generator) -> Iterator[DDPMHubState]:
+    def _stream(self, scheduler, labels, batch_size, generator, eta, guidance_scale) -> Iterator[DDPMHubState]:
         device, size = self._execution_device, self.unet.config.sample_size
         height, width = (size, size) if isinstance(size, int) else size
         shape = (batch_size, self.unet.config.in_channels, height, width)
@@ -157,9 +168,31 @@ class DDPMHubPipeline(DiffusionPipeline):
         sample = draw_noise(torch.empty(shape, device=device), generator)
         labels = None if labels is None else labels.to(device)
         for step, timestep in enumerate(scheduler.timesteps.tolist()):
-            output = self.unet(sample.to(self.unet.dtype), timestep, class_labels=labels, return_dict=False)[0]
-            sample, pred_original = scheduler.step(output, timestep, sample, generator=generator, return_dict=False)
+            output = self._predict(sample.to(self.unet.dtype), timestep, labels, guidance_scale)
+            sample, pred_original = scheduler.step(
+                output, timestep, sample, generator=generator, return_dict=False, eta=eta
+            )
             yield DDPMHubState(step, timestep, sample, pred_original)
+
+    def _predict(self, sample, timestep: int, labels: torch.Tensor | None, guidance_scale: float) -> torch.Tensor:
+        """The network's output for x_t, with guidance where that changes anything; a learned variance is not guided."""
+        if guidance_scale == 1:
+            return self.unet(sample, timestep, class_labels=labels, return_dict=False)[0]
+        both = torch.cat([labels, torch.full_like(labels, self.num_classes)])
+        output = self.unet(torch.cat([sample, sample]), timestep, class_labels=both, return_dict=False)[0]
+        conditional, unconditional = output.to(torch.float32).chunk(2)
+        channels = sample.shape[1]
+        guided = torch.lerp(unconditional[:, :channels], conditional[:, :channels], guidance_scale)
+        return torch.cat([guided, conditional[:, channels:]], dim=1)
+
+    def _check_guidance(self, guidance_scale: float, class_labels) -> None:
+        if not isinstance(guidance_scale, int | float) or not 0 <= guidance_scale < math.inf:
+            raise ValueError(
+                f"`guidance_scale` is {guidance_scale!r}; it must be a number of at least 0; 1 is no guidance."
+            )
+        if guidance_scale != 1 and class_labels is None:
+            why = "this model is unconditional" if self.num_classes is None else "`class_labels` is missing"
+            raise ValueError(f"`guidance_scale` is {guidance_scale!r}, but {why}; leave it out, or ask for classes.")
 
     def decode(self, sample: torch.Tensor, output_type: str = "pil") -> list[Image.Image] | np.ndarray | torch.Tensor:
         """Turns samples of shape (B, C, H, W) in [−1, 1] into images; `output_type` as in [`__call__`]."""

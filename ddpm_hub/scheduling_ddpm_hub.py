@@ -222,6 +222,11 @@ class DDPMHubScheduler(SchedulerMixin, ConfigMixin):
     def __len__(self) -> int:
         return len(self.betas)
 
+    @property
+    def log_alphas_cumprod(self) -> torch.Tensor:
+        """log ᾱ_0…log ᾱ_T, float64, shape (T + 1,), by the paper's time: entry 0 is clean data."""
+        return self._log_alphas_cumprod.clone()
+
     def scale_model_input(self, sample: torch.Tensor, timestep: int | torch.Tensor | None = None) -> torch.Tensor:
         """Returns `sample` unchanged: DDPM feeds x_t to the network as it is."""
         return sample

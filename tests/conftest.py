@@ -4,11 +4,13 @@ import os
 import subprocess
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import UNet2DModel
+from train_processes import TrainServer
 
 from ddpm_hub import DDPMHubPipeline, DDPMHubScheduler
 
@@ -68,6 +70,14 @@ def default_run(tmp_path_factory) -> Path:
     assert result.returncode == 0, result.stderr
     (folder / "stdout.txt").write_text(result.stdout, encoding="utf-8")
     return folder
+
+
+@pytest.fixture(scope="session")
+def trains() -> Iterator[TrainServer]:
+    """Starts runs of train.py, in processes of their own."""
+    server = TrainServer()
+    yield server
+    server.close()
 
 
 @pytest.fixture

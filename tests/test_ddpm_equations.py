@@ -1,7 +1,10 @@
 """Coefficients against 60-digit arithmetic, and the algebra between them."""
 
+import math
+
 import mpmath
 import pytest
+import scipy.stats
 import torch
 from mpmath import mp, mpf
 
@@ -89,6 +92,27 @@ class TestAgainstExactArithmetic:
                 for value, wanted in zip(values, exact, strict=True):
                     assert relative_error(value.item(), wanted) < FLOAT64, (t, s)
 
+    def test_terms_of_the_bound(self, schedule, num_train):
+        log_abar, abar = computed(schedule, num_train), exact_alpha_bars(schedule, num_train)
+        for t in some_times(num_train)[1:]:
+            for s in {t - 1, t // 2}:
+                snr_t, snr_s = (abar[i] / (1 - abar[i]) for i in (t, s))
+                beta, small = 1 - abar[t] / abar[s], (1 - abar[t] / abar[s]) * (1 - abar[s]) / (1 - abar[t])
+                values = eq.snr_gain(log_abar[t], log_abar[s]), eq.log_variance_range(log_abar[t], log_abar[s])
+                for value, wanted in zip(values, (snr_s - snr_t, mpmath.log(beta / small)), strict=True):
+                    assert relative_error(value.item(), wanted) < FLOAT64, (t, s)
+
+    def test_loss_weights(self, schedule, num_train):
+        log_abar, abar = computed(schedule, num_train), exact_alpha_bars(schedule, num_train)
+        for t in some_times(num_train):
+            ratio = abar[t] / (1 - abar[t])
+            for largest in (mpf(5), mpmath.inf):
+                cut = min(ratio, largest)
+                exact = {"epsilon": cut / ratio, "sample": cut, "v_prediction": cut / (ratio + 1)}
+                for prediction_type, wanted in exact.items():
+                    value = eq.snr_loss_weight(prediction_type, log_abar[t], float(largest))
+                    assert relative_error(value.item(), wanted) < FLOAT64, (prediction_type, t)
+
     def test_original_sample_from_every_prediction(self, schedule, num_train):
         log_abar, abar = computed(schedule, num_train), exact_alpha_bars(schedule, num_train)
         for t in some_times(num_train):
@@ -131,6 +155,123 @@ def test_pixels_survive_the_round_trip():
     assert torch.equal(eq.denormalize(sample), pixels)
 
 
+def test_pixels_of_16_bits():
+    pixels = torch.arange(65536, dtype=torch.int32).to(torch.uint16)
+    sample = eq.normalize(pixels)
+    assert sample.dtype == torch.float32
+    assert (sample[0], sample[65535]) == (-1, 1)
+    exact = (2 * torch.arange(65536, dtype=torch.float64) - 65535) / 65535
+    # As with 8 bits; and so neighbours, 3e-5 apart, stay apart.
+    torch.testing.assert_close(sample.double(), exact, rtol=2**-24, atol=0)
+    assert (sample.diff() > 0).all()
+
+
+def test_clean_data_has_no_noise():
+    log_abar = computed("linear", 1000)
+    assert eq.snr(log_abar[0]) == math.inf
+    assert eq.snr_gain(log_abar[1], log_abar[0]) == math.inf
+    assert eq.log_variance_range(log_abar[1], log_abar[0]) == math.inf
+
+
+@pytest.mark.parametrize("log_ratio", [-3.0, -1e-3, 1e-7, 0.0, 0.25, 5.0])
+@pytest.mark.parametrize("difference", [0.0, 1e-3, 1.0, 30.0])
+def test_the_divergence_of_two_gaussians(log_ratio, difference):
+    """∫ q log(q/p) by quadrature; and float32 keeps what a difference of two logarithms would lose."""
+    log_ratio = torch.tensor(log_ratio)
+    ratio = mpmath.exp(mpf(log_ratio.item()))
+    squared = torch.tensor(difference).square()
+    mean = mpmath.sqrt(mpf(squared.item()))
+
+    def integrand(x):
+        log_density_ratio = (mpf(log_ratio.item()) - x**2 + (x - mean) ** 2 / ratio) / 2
+        return mpmath.npdf(x) * log_density_ratio
+
+    with mp.workdps(30):
+        exact = mpmath.quad(integrand, [-20, -5, 0, 5, 20])
+    assert eq.gaussian_kl(squared.double(), log_ratio.double()).item() == pytest.approx(
+        float(exact), rel=1e-12, abs=1e-16
+    )
+    # Each of ρ + expm1(−ρ) and e^{−ρ}δ² is rounded a few times: 2⁻²² of |ρ| and of the second.
+    allowed = 2**-22 * (abs(log_ratio.item()) + float(exact))
+    assert abs(eq.gaussian_kl(squared, log_ratio).item() - float(exact)) <= allowed
+
+
+CENTERS = [0.0, 1e-4, 0.01, 0.29, 1.0, -1.0, 3.3, 10.0, -30.0, 300.0, 2700.0]
+HALF_WIDTHS = [1e-25, 1e-7, 1e-5, 1e-3, 5e-3, 0.013, 0.0133, 0.02, 0.1, 0.23, 0.24, 0.53, 1.0, 3.0, 10.0, 100.0]
+
+
+def exact_interval(m: float, w: float) -> tuple[mpf, mpf, mpf]:
+    """log(Φ(m + w) − Φ(m − w)) and its derivatives by m and w, in 60 digits, in the tail where nothing cancels."""
+    near, far = (abs(mpf(m)) - mpf(w)), (abs(mpf(m)) + mpf(w))
+    mass = (mpmath.erfc(near / mpmath.sqrt(2)) - mpmath.erfc(far / mpmath.sqrt(2))) / 2
+    by_m = (mpmath.npdf(far) - mpmath.npdf(near)) / mass * mpmath.sign(m)
+    return mpmath.log(mass), by_m, (mpmath.npdf(far) + mpmath.npdf(near)) / mass
+
+
+@pytest.mark.parametrize(("dtype", "meeting"), [(torch.float32, 0.23), (torch.float64, 0.0132)])
+def test_the_mass_of_an_interval_and_its_derivatives(dtype, meeting):
+    """The formulas meet at w = 0.23 (float32) and 0.0132, where each may be off by about ε/w = 5e-7 and 1.7e-14.
+
+    Four of that are allowed, relative to log p, which is rounded itself; derivatives by w divide it by w once more.
+    """
+    m, w = torch.meshgrid(torch.tensor(CENTERS, dtype=dtype), torch.tensor(HALF_WIDTHS, dtype=dtype), indexing="ij")
+    m, w = m.flatten().requires_grad_(), w.flatten().requires_grad_()
+    value = eq.log_normal_interval(m, w)
+    value.sum().backward()
+    allowed = 4 * torch.finfo(dtype).eps / meeting
+    steepest = allowed / meeting
+    for i in range(len(m)):
+        exact = exact_interval(m[i].item(), w[i].item())
+        for found, wanted, most in zip(
+            (value[i], m.grad[i], w.grad[i]), exact, (allowed, steepest, steepest), strict=True
+        ):
+            assert abs(mpf(found.item()) - wanted) <= most * (1 + abs(wanted)), (m[i], w[i])
+
+
+def test_the_logarithm_of_the_distribution_function():
+    x = torch.tensor([-1e4, -300.0, -10.0, -1.0, -1e-3, 0.0, 1e-3, 1.0, 6.0, 40.0], requires_grad=True)
+    value = eq.log_normal_cdf(x)
+    value.sum().backward()
+    for i in range(len(x)):
+        mass = mpmath.ncdf(mpf(x[i].item()))
+        # 4 ulp of erfc(x)e^{x²}, and roundings of x²/2
+        assert abs(value[i].item() - mpmath.log(mass)) <= 2**-20 * (1 + abs(mpmath.log(mass)))
+        # As much, and beyond 0, where e^{−x²/2} is computed, the rounding of its exponent
+        slope, exponent = mpmath.npdf(x[i].item()) / mass, max(0.0, x[i].item()) ** 2 / 2
+        assert abs(x.grad[i].item() - slope) <= 2**-20 * (1 + exponent) * (slope + mpf(10) ** -30)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("mean", [0.0, 0.123, -1.0, 1.7])
+@pytest.mark.parametrize("std", [1e-3, 7.4e-3, 0.3])
+def test_the_bins_of_the_decoder_hold_all(bits, mean, std):
+    """The masses of all pixels add up to 1, and each is that of its bin."""
+    largest = 2**bits - 1
+    pixels = (2 * torch.arange(largest + 1, dtype=torch.float64) - largest) / largest
+    log_variance = torch.tensor(2 * math.log(std), dtype=torch.float64)
+    found = eq.discretized_gaussian_log_likelihood(pixels, torch.tensor(mean, dtype=torch.float64), log_variance, bits)
+    assert found.isfinite().all()
+    assert found.exp().sum().item() == pytest.approx(1, rel=1e-12)
+    edges = ((2 * torch.arange(1, largest + 1, dtype=torch.float64) - largest - 1) / largest - mean) / std
+    cumulative = [0.0, *scipy.stats.norm.cdf(edges.numpy()), 1.0]
+    wanted = torch.tensor(cumulative, dtype=torch.float64).diff()
+    # A difference of numbers up to 1 that are rounded, at edges that are rounded at a density of up to 1/std
+    torch.testing.assert_close(found.exp(), wanted, rtol=0, atol=3e-16 / std)
+
+
+def test_the_decoder_of_a_pixel_far_away_is_finite_with_its_derivatives():
+    pixels = torch.tensor([-1.0, -0.2, 0.2, 1.0]).repeat(5, 1)
+    mean = torch.tensor([-1e4, -2.0, 0.0, 2.0, 1e4])[:, None].repeat(1, 4).requires_grad_()
+    log_variance = torch.full_like(pixels, math.log(5.45e-5)).requires_grad_()
+    value = eq.discretized_gaussian_log_likelihood(pixels, mean, log_variance, 8)
+    value.sum().backward()
+    assert value.isfinite().all()
+    assert mean.grad.isfinite().all()
+    assert log_variance.grad.isfinite().all()
+    assert (mean.grad[0, 1:] > 0).all()
+    assert (mean.grad[-1, :-1] < 0).all()
+
+
 def test_samples_outside_the_range_are_clamped_not_wrapped():
     assert eq.denormalize(torch.tensor([-7.0, -1.0, 1.0, 7.0])).tolist() == [0, 0, 255, 255]
 
@@ -145,7 +286,9 @@ def test_samples_outside_the_range_are_clamped_not_wrapped():
             lambda: eq.reverse_variance("small", torch.tensor(-2.0), torch.tensor(-1.0)),
             "`variance_type`.*fixed_small",
         ),
-        (lambda: eq.normalize(torch.zeros(2)), "`pixels` has dtype torch.float32"),
+        (lambda: eq.normalize(torch.zeros(2)), "`pixels` has dtype torch.float32.*uint8.*uint16"),
+        (lambda: eq.normalize(torch.zeros(2, dtype=torch.int32)), "`pixels` has dtype torch.int32"),
+        (lambda: eq.snr_loss_weight("eps", torch.tensor(-1.0)), "`prediction_type` is 'eps'.*epsilon"),
     ],
 )
 def test_unknown_names_are_refused_with_the_known_ones(call, message):

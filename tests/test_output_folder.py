@@ -1,13 +1,22 @@
 """The output folder: refused before anything is computed, and never at the cost of what lies there."""
 
 import dataclasses
+import errno
 import os
+import random
+import shutil
+import signal
+import subprocess
 import tempfile
+import warnings
 
 import pytest
+import torch
+import yaml
+from config_parser import parse_config
 from conftest import make_pipeline
-from output_folder import check_output, claim_output, save_model
-from train_config import TrainConfig, UserError, parse_config
+from output_folder import check_movable, check_output, claim_output, hold_output, is_filled, save_model, write_whole
+from train_config import TrainConfig, UserError
 
 from ddpm_hub import DDPMHubPipeline
 
@@ -37,6 +46,37 @@ def test_an_earlier_run_is_kept(tmp_path, capsys):
     assert "kept" in capsys.readouterr().out
     kept = {path.name: (path / "weights").read_text() for path in tmp_path.iterdir()}
     assert kept == {"run.1": "first", "run.2": "second", "run": "third"}
+
+
+def test_a_run_that_goes_on_stays_where_it_is(tmp_path, capsys):
+    folder = make_run(tmp_path / "run")
+    (folder / "weights").write_text("first")
+    changed = dataclasses.replace(config(folder), sample_every=7)
+    claim_output(folder, changed, in_place=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    assert (folder / "weights").read_text() == "first"
+    assert parse_config(["--config", str(folder / "config.yaml")]) == changed
+    assert capsys.readouterr().out == ""
+
+
+def test_a_run_of_another_version_is_an_earlier_run(tmp_path):
+    """The first version had `ema_decay`, and half of today's keys."""
+    folder = make_run(tmp_path / "run")
+    content = yaml.safe_load((folder / "config.yaml").read_text())
+    for key in ("ema_decays", "ema_stds", "streaming", "license", "eta"):
+        del content[key]
+    (folder / "config.yaml").write_text(yaml.safe_dump(content | {"ema_decay": 0.9999}))
+    claim_output(check_output(config(folder)), config(folder))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "run.1"]
+
+
+def test_a_run_that_was_killed_while_it_wrote_its_first_file_has_left_nothing(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "config.yaml.partial").write_text("dataset_na")
+    assert not is_filled(check_output(config(folder)))
+    claim_output(folder, config(folder))
+    assert [path.name for path in folder.iterdir()] == ["config.yaml"]
 
 
 @pytest.mark.parametrize("content", ["model: resnet\n", "seed: 1\nlr: 2\n", "[1, 2]", "", "a: [", "{}"])
@@ -106,14 +146,14 @@ def test_an_earlier_run_that_cannot_be_moved_is_refused(tmp_path, monkeypatch):
 
     monkeypatch.setattr(tempfile, "TemporaryFile", refuse_parent)
     with pytest.raises(UserError, match=f"'{tmp_path}' cannot be written: Permission denied"):
-        check_output(config(folder))
+        check_movable(check_output(config(folder)), config(folder))
 
 
 def test_an_earlier_run_in_a_mount_point_is_refused(tmp_path, monkeypatch):
     folder = make_run(tmp_path / "run")
     monkeypatch.setattr(os.path, "ismount", lambda path: path == folder)
     with pytest.raises(UserError, match=r"`output_dir` is .*a mount point.*choose a folder in it"):
-        check_output(config(folder))
+        check_movable(check_output(config(folder)), config(folder))
 
 
 def test_a_move_that_fails_is_told_and_loses_nothing(tmp_path, monkeypatch):
@@ -170,3 +210,96 @@ def test_a_save_that_fails_leaves_the_model_that_was_there(tmp_path, monkeypatch
     with pytest.raises(FullDiskError):
         save_model(pipeline, tmp_path)
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+
+
+def test_a_full_disk_leaves_the_model_that_was_there(tmp_path):
+    """A file system with a model, filled up but for 16 KB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "none", folder], capture_output=True).returncode:
+        pytest.skip("this user may not mount a file system")
+    try:
+        save_model(make_pipeline(), folder)
+        before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+        room = shutil.disk_usage(folder).free - 16384
+        (folder / "filler").write_bytes(bytes(room))
+        with pytest.raises(OSError, match="No space left on device"):
+            save_model(make_pipeline(), folder)
+        (folder / "filler").unlink()
+        assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
+        assert not any(path.name.startswith(".") for path in folder.iterdir())
+        with pytest.raises(OSError, match="No space left on device") as error:
+            write_whole(folder / "text", "x" * 5_000_000)
+        assert (error.value.errno, error.value.filename) == (errno.ENOSPC, str(folder / "text.partial"))
+        assert not list(folder.glob("text*"))
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+def test_killed_at_any_moment_the_model_loads(tmp_path):
+    """A process saves one model after the other and is killed; what is there loads, and the next saving tidies up."""
+    generator, pipeline = random.Random(0), make_pipeline()
+    save_model(pipeline, tmp_path)
+    for _ in range(6):
+        reading, writing = os.pipe()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of Python 3.12, where threads are about
+            process = os.fork()
+        if process == 0:
+            try:
+                while True:
+                    with torch.no_grad():
+                        next(pipeline.unet.parameters()).add_(1)
+                    save_model(pipeline, tmp_path)
+                    os.write(writing, b"saved\n")
+            finally:
+                os._exit(1)
+        os.close(writing)
+        with os.fdopen(reading) as pipe:
+            pipe.readline()
+            spin = generator.randrange(1_000_000)
+            while spin:
+                spin -= 1
+            os.kill(process, signal.SIGKILL)
+            os.waitpid(process, 0)
+        assert DDPMHubPipeline.from_pretrained(tmp_path).num_classes == 3
+    save_model(pipeline, tmp_path)
+    assert not any(path.name.startswith(".") for path in tmp_path.iterdir())
+
+
+def test_a_model_is_synced_before_it_takes_its_place(tmp_path, monkeypatch):
+    """The order of the system calls: after a power cut, no file has a name and not its content; the index is the last."""
+    calls, fsync, replace = [], os.fsync, os.replace
+
+    def note(what: str, path) -> None:
+        path = os.readlink(f"/proc/self/fd/{path}") if isinstance(path, int) else path
+        calls.append((what, os.path.relpath(path, tmp_path)))
+
+    monkeypatch.setattr(os, "fsync", lambda f: (note("sync", f), fsync(f))[1])
+    monkeypatch.setattr(os, "replace", lambda a, b: (note("replace", b), replace(a, b))[1])
+    save_model(make_pipeline(), tmp_path)
+    # The package writes files into the fresh folder by renaming, too.
+    placed = [path for what, path in calls if what == "replace" and not path.startswith(".saving-")]
+    first, index = calls.index(("replace", placed[0])), calls.index(("replace", "model_index.json"))
+    synced = {
+        path.split(os.sep, 1)[1] for what, path in calls[:first] if what == "sync" and path.startswith(".saving-")
+    }
+    assert synced == set(placed)
+    assert "unet/diffusion_pytorch_model.safetensors" in placed
+    assert placed[-1] == "model_index.json"
+    assert {path for what, path in calls[first:index] if what == "sync"} >= {".", "unet", "scheduler"}
+    assert calls[-1] == ("sync", ".")
+
+
+def test_two_runs_do_not_hold_one_folder(tmp_path):
+    folder = make_run(tmp_path / "run")
+    refused = pytest.raises(UserError, match="where another process is training")
+    with hold_output(folder, config(folder)), refused, hold_output(folder, config(folder)):
+        pass
+    for in_place in (True, False):
+        refused = pytest.raises(UserError, match="where another process is training")
+        with hold_output(folder, config(folder)), refused:
+            claim_output(folder, config(folder), in_place)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    with hold_output(folder, config(folder)):
+        pass

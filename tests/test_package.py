@@ -29,6 +29,13 @@ ALLOWED = {
         "torch",
     },
     "analytic_variance": {".ddpm_argument_checks", ".scheduling_ddpm_hub", "diffusers", "torch", "tqdm"},
+    "variational_bound": {
+        ".ddpm_argument_checks",
+        ".ddpm_equations",
+        ".ddpm_sample_arithmetic",
+        ".scheduling_ddpm_hub",
+        "torch",
+    },
     "fast_solvers": {".scheduling_ddpm_hub", "diffusers"},
     "ddpm_hub_layout": {".scheduling_ddpm_hub", "diffusers", "safetensors", "torch"},
     "ddpm_hub_upload": {".ddpm_hub_layout", "httpx2", "huggingface_hub"},

@@ -12,6 +12,7 @@ from PIL import Image
 
 from ddpm_hub import DDPMHubPipeline, DDPMHubScheduler, DDPMHubState
 from ddpm_hub.ddpm_hub_layout import CODE_PATHS
+from ddpm_hub.ddpm_sample_arithmetic import draw_noise
 
 # The network adds and multiplies in another order for another batch size; each of 5 steps passes on what came before.
 # 1e-5 is 0.0013 of a pixel's step of 1/127.5 in [−1, 1].
@@ -119,6 +120,43 @@ class TestStream:
         with pytest.raises(ValueError, match="num_inference_steps"):
             make_pipeline().stream(num_inference_steps=0)
 
+    @pytest.mark.parametrize("variance_type", ["fixed_small", "fixed_large"])
+    @pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
+    def test_eta_is_the_schedulers(self, eta, variance_type):
+        """Against a loop of the network and the scheduler's step, from the same x_T."""
+        pipeline = make_pipeline(num_class_embeds=None)
+        pipeline.scheduler = DDPMHubScheduler(timestep_spacing="trailing", variance_type=variance_type)
+        scheduler, generator = DDPMHubScheduler.from_config(pipeline.scheduler.config), torch.Generator().manual_seed(1)
+        scheduler.set_timesteps(5)
+        sample = torch.randn(2, 1, 8, 8, generator=generator)
+        with torch.no_grad():
+            for timestep in scheduler.timesteps:
+                output = pipeline.unet(sample, timestep).sample
+                sample = scheduler.step(output, timestep, sample, generator=generator, eta=eta).prev_sample
+        *_, last = pipeline.stream(2, None, 5, torch.Generator().manual_seed(1), eta)
+        assert torch.equal(last.sample, sample)
+        called = pipeline(2, None, 5, torch.Generator().manual_seed(1), "pt", eta=eta).images
+        assert torch.equal(called, pipeline.decode(sample, "pt"))
+
+    def test_without_eta_only_the_start_is_drawn(self):
+        """DDIM takes no random number after x_T; DDPM, the default, takes as many for each step but the last."""
+        pipeline, shape = make_pipeline(), (1, 1, 8, 8)
+        for options, draws in (({"eta": 0.0}, 1), ({"eta": 1.0}, 5), ({}, 5)):
+            used, expected = (torch.Generator().manual_seed(1) for _ in range(2))
+            drawn(pipeline, generator=used, **options)
+            for _ in range(draws):
+                torch.randn(shape, generator=expected)
+            assert torch.equal(used.get_state(), expected.get_state())
+
+    def test_eta_is_one_unless_it_is_given(self):
+        pipeline = make_pipeline()
+        images = [
+            drawn(pipeline, generator=seeds(1), **options) for options in ({}, {"eta": 1.0}, {"eta": 1}, {"eta": 0.0})
+        ]
+        assert torch.equal(images[0], images[1])
+        assert torch.equal(images[0], images[2])
+        assert not torch.equal(images[0], images[3])
+
     def test_gradients_are_not_recorded(self):
         state = next(make_pipeline().stream(num_inference_steps=1))
         assert not state.sample.requires_grad
@@ -170,6 +208,11 @@ class TestStream:
         ({"generator": [None]}, "`generator` is .*None"),
         ({"generator": (torch.Generator(),)}, "`generator` is .*a list of one per image"),
         ({"output_type": "jpg"}, "`output_type` is 'jpg'; it must be one of 'pil', 'np', 'pt'"),
+        ({"eta": 1.5}, r"`eta` is 1.5; it must be a number from 0 \(DDIM\) to 1 \(DDPM\)"),
+        ({"eta": -0.1}, "`eta` is -0.1"),
+        ({"eta": float("nan")}, "`eta` is nan"),
+        ({"eta": "0"}, "`eta` is '0'"),
+        ({"eta": None}, "`eta` is None"),
         ({"generator": seeds(1, 2)}, "`generator` has 2 entries for a batch of 1"),
     ],
 )
@@ -297,3 +340,48 @@ torch.save(image, sys.argv[3])
     def test_unknown_arguments_are_refused(self, folder):
         with pytest.raises(TypeError, match="revison"):
             DDPMHubPipeline.from_pretrained(folder, revison="main")
+
+
+class TestGuidance:
+    def test_one_step_is_the_formula(self):
+        """u + w (c − u), from two calls of the network of their own."""
+        pipeline = make_pipeline()
+        labels = torch.tensor([0, 2])
+        x_t = draw_noise(torch.empty(2, 1, 8, 8), seeds(1, 2))
+        with torch.no_grad():
+            c, u = (pipeline.unet(x_t, 999, class_labels=y).sample for y in (labels, torch.full((2,), 3)))
+        wanted = pipeline.scheduler.predict_original_sample(u + 2.5 * (c - u), x_t, 999)
+        states = pipeline.stream(class_labels=labels, num_inference_steps=10, generator=seeds(1, 2), guidance_scale=2.5)
+        # Batches of 2 and 4 in float32: rounding of some hundred operations, magnified by w and 1/√ᾱ_T ≈ 158.
+        torch.testing.assert_close(next(states).pred_original_sample, wanted, rtol=1e-4, atol=2e-3)
+
+    def test_at_one_nothing_changes_and_at_zero_the_class_has_no_say(self):
+        pipeline = make_pipeline()
+
+        def draw(labels, **kwargs):
+            return pipeline(
+                class_labels=labels, num_inference_steps=3, generator=seeds(1), output_type="pt", **kwargs
+            ).images
+
+        assert torch.equal(draw([1]), draw([1], guidance_scale=1.0))
+        # The same network on one and on two images: float32 rounding in [0, 1], through three steps that magnify it.
+        torch.testing.assert_close(draw([1], guidance_scale=0.0), draw(None), rtol=0, atol=1e-3)
+        assert (draw([1], guidance_scale=5.0) - draw([1])).abs().max() > 1e-3
+
+    def test_each_step_calls_the_network_once(self):
+        pipeline = make_pipeline()
+        calls = []
+        pipeline.unet.register_forward_pre_hook(lambda module, inputs: calls.append(len(inputs[0])))
+        pipeline(class_labels=[0, 1, 2], num_inference_steps=4, guidance_scale=3)
+        assert calls == [6] * 4
+
+    @pytest.mark.parametrize("scale", [-1, float("nan"), float("inf"), "2", None])
+    def test_scales_out_of_range(self, scale):
+        with pytest.raises(ValueError, match="`guidance_scale` is .*at least 0"):
+            make_pipeline().stream(class_labels=[0], guidance_scale=scale)
+
+    def test_without_classes_it_is_refused(self):
+        with pytest.raises(ValueError, match="`guidance_scale` is 2, but `class_labels` is missing"):
+            make_pipeline().stream(guidance_scale=2)
+        with pytest.raises(ValueError, match="`guidance_scale` is 2, but this model is unconditional"):
+            make_pipeline(num_class_embeds=None).stream(guidance_scale=2)

@@ -199,3 +199,53 @@ def test_learned_range_is_the_geometric_interpolation():
     for output, wanted in ((-1.0, 0.01), (1.0, 0.04), (0.0, 0.02)):
         variance = eq.learned_range_log_variance(torch.tensor(output, dtype=torch.float64), small, large).exp()
         assert variance.item() == pytest.approx(wanted, rel=1e-14)
+
+
+class TestBound:
+    def test_the_divergence(self):
+        """∫ q log(q/p) is an expectation under q of a polynomial: E[x] = m_1, E[x²] = m_1² + σ_1²."""
+        x, m1, m2, s1, s2 = sp.symbols("x mu_1 mu_2 sigma_1 sigma_2", positive=True)
+        log_ratio = sp.log(s2 / s1) - (x - m1) ** 2 / (2 * s1**2) + (x - m2) ** 2 / (2 * s2**2)
+        moments = {0: 1, 1: m1, 2: m1**2 + s1**2}
+        polynomial = sp.Poly(sp.expand(log_ratio), x)
+        kl = sum(c * moments[power] for (power,), c in polynomial.terms())
+        rho, squared = sp.log(s2**2 / s1**2), (m1 - m2) ** 2 / s1**2
+        formula = (rho + sp.exp(-rho) - 1 + sp.exp(-rho) * squared) / 2
+        assert is_zero(sp.expand_log(kl - formula, force=True))
+        point = {m1: sp.Rational(3, 4), m2: sp.Rational(1, 2), s1: sp.Rational(1, 2), s2: 2}
+        numbers = [torch.tensor(float(value.subs(point)), dtype=torch.float64) for value in (squared, rho)]
+        assert eq.gaussian_kl(*numbers).item() == pytest.approx(float(kl.subs(point)), rel=1e-14)
+
+    def test_the_means_differ_by_the_gain_of_signal(self):
+        """(μ̃ − μ_θ)²/β̃ = (SNR(s) − SNR(t)) (x_0 − x̂_0)²."""
+        weight = sp.sqrt(abar_s) * beta / (1 - abar_t)
+        small = beta * (1 - abar_s) / (1 - abar_t)
+        gain = abar_s / (1 - abar_s) - abar_t / (1 - abar_t)
+        assert is_zero(weight**2 / small - gain)
+        check_code((gain,), lambda t, s: (eq.snr_gain(t, s),))
+
+    def test_the_range_of_the_variance(self):
+        small = beta * (1 - abar_s) / (1 - abar_t)
+        assert is_zero(beta / small - (1 + beta * abar_s / (1 - abar_s)))
+        check_code((sp.log(beta / small),), lambda t, s: (eq.log_variance_range(t, s),))
+
+    @pytest.mark.parametrize("prediction_type", eq.PREDICTION_TYPES)
+    def test_the_weight_of_the_error_of_x_0(self, prediction_type):
+        ratio, cut = abar_t / (1 - abar_t), sp.Rational(5, 4)
+        wanted = {"epsilon": 1 / ratio, "sample": 1, "v_prediction": 1 / (ratio + 1)}[prediction_type]
+        for a, s in POINTS:
+            log_t, numbers = math.log(a * s), {alpha: sp.Rational(a), abar_s: sp.Rational(s)}
+            exact = (sp.Min(ratio, cut) * wanted).subs(numbers)
+            value = eq.snr_loss_weight(prediction_type, torch.tensor(log_t, dtype=torch.float64), float(cut))
+            assert value.item() == pytest.approx(float(exact), rel=1e-14)
+
+    def test_the_series_of_a_narrow_interval(self):
+        """log of the mean of e^{−wmu − w²u²/2} over u in (−1, 1), to w⁴; the next term is at most y⁶/315, y = w·max(1, |m|)."""
+        w, m, u = sp.symbols("w m u")
+        terms = sp.series(sp.exp(-w * m * u - w**2 * u**2 / 2), w, 0, 7).removeO()
+        series = sp.expand(sp.series(sp.log(sp.integrate(sp.expand(terms), (u, -1, 1)) / 2), w, 0, 7).removeO())
+        assert is_zero(series.coeff(w, 2) - (m**2 - 1) / 6)
+        assert is_zero(series.coeff(w, 4) + (m**4 + 4 * m**2 - 2) / 180)
+        following = sp.lambdify(m, series.coeff(w, 6))
+        largest = max(abs(following(at / 100)) / max(1, at / 100) ** 6 for at in range(5000))
+        assert 1 / largest == pytest.approx(315)

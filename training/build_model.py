@@ -1,88 +1,101 @@
 """The network and the scheduler that a configuration and its data ask for."""
 
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from typing import TYPE_CHECKING
+
 import torch
+from config_checks import SET_BY, attention_levels, image_size
 from diffusers import UNet2DModel
-from image_data import ImageData
 from train_config import TrainConfig, UserError
 
 from ddpm_hub import DDPMHubScheduler
 
-HEAD_CHANNELS = 8  # of each attention head
+if TYPE_CHECKING:
+    from image_data import ImageData
+    from streamed_images import StreamedImages
+
+CHANNELS = {"L": 1, "RGB": 3, "RGBA": 4}
 
 
-def build_unet(config: TrainConfig, data: ImageData) -> UNet2DModel:
+def build_unet(config: TrainConfig, data: ImageData | StreamedImages) -> UNet2DModel:
     """A `UNet2DModel` whose channels and size follow the data, with one class embedding more than there are classes.
+
+    Its output has the data's channels, and as many more for a learned variance.
 
     Raises:
         UserError: if the images cannot be halved as often as `block_out_channels` asks, if no level has a height of
             `attention_resolutions`, or if the network cannot compute on the images.
     """
-    channels, height, width = data.pixels.shape[1:]
-    levels = len(config.block_out_channels)
-    _check_halving(levels, height, width)
-    heights = [height >> level for level in range(levels)]
-    for asked in config.attention_resolutions:
-        if asked not in heights:
+    classes = len(data.class_names)
+    _try_out(config, data.image_shape, classes)
+    return _unet(config, data.image_shape, classes)
+
+
+def check_network(config: TrainConfig) -> None:
+    """Tells what is wrong with the network before the data is read, with a size and channels that fit where they are not
+    known yet.
+
+    Raises:
+        UserError: if `unet_options` has what `UNet2DModel` does not take, or the network cannot compute.
+    """
+    arguments = set(inspect.signature(UNet2DModel.__init__).parameters) - {"self"}
+    for name in config.unet_options:
+        if name not in arguments:
             raise UserError(
-                f"`attention_resolutions` is {list(config.attention_resolutions)}, but no level of the U-Net has height "
-                f"{asked}; the heights are {', '.join(map(str, heights))}."
+                f"`unet_options` has {name!r}, which UNet2DModel does not take; it takes "
+                f"{', '.join(sorted(arguments - SET_BY.keys()))}."
             )
-    has_attention = [height in config.attention_resolutions for height in heights]
-    _check_heads(config, has_attention)
-    unet = UNet2DModel(
+    # 8 pixels at the lowest level: enough for whatever is not about the size.
+    size = image_size(config) or (8 * 2 ** (len(config.block_out_channels) - 1),) * 2
+    if image_size(config) is None:
+        config = dataclasses.replace(config, attention_resolutions=())
+    _try_out(config, (CHANNELS.get(config.image_mode, 3), *size), classes=0)
+
+
+def _unet(config: TrainConfig, image_shape: tuple[int, int, int], classes: int) -> UNet2DModel:
+    channels, height, width = image_shape
+    has_attention = attention_levels(config, height, width)
+    options = dict(config.unet_options)
+    if options.get("time_embedding_type") == "learned":
+        options["num_train_timesteps"] = config.num_train_timesteps
+    return UNet2DModel(
         sample_size=height if height == width else (height, width),
         in_channels=channels,
-        out_channels=channels,
+        out_channels=2 * channels if config.variance_type == "learned_range" else channels,
         layers_per_block=config.layers_per_block,
         block_out_channels=config.block_out_channels,
         down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in has_attention),
         up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(has_attention)),
         norm_num_groups=config.norm_num_groups,
         dropout=config.dropout,
-        num_class_embeds=len(data.class_names) + 1 if data.class_names else None,
-        attention_head_dim=HEAD_CHANNELS,
+        num_class_embeds=classes + 1 if classes else None,
+        attention_head_dim=config.attention_head_dim,
+        **options,
     )
-    _try_out(unet, config)
-    return unet
 
 
-def _check_heads(config: TrainConfig, has_attention: list[bool]) -> None:
-    """The middle, which has the channels of the last level, always has attention."""
-    attending = [c for c, a in zip(config.block_out_channels, [*has_attention[:-1], True], strict=True) if a]
-    if min(attending) < HEAD_CHANNELS:
-        raise UserError(
-            f"`block_out_channels` is {list(config.block_out_channels)}; the last level and those with attention must "
-            f"have at least {HEAD_CHANNELS} channels, the width of an attention head."
-        )
+def _try_out(config: TrainConfig, image_shape: tuple[int, int, int], classes: int) -> None:
+    """Computes once on an image of the right shape without content, so that what the network cannot do is told early.
 
-
-def _try_out(unet: UNet2DModel, config: TrainConfig) -> None:
-    """Computes once on two images, so that what the network cannot do is told before anything is trained or moved."""
-    size = unet.config.sample_size
-    height, width = (size, size) if isinstance(size, int) else size
-    labels = torch.zeros(2, dtype=torch.long) if unet.config.num_class_embeds else None
+    On the `meta` device a pass of any network takes a fraction of a second, no memory and no random numbers.
+    """
+    _, height, width = image_shape
+    attention_levels(config, height, width)
     try:
-        with torch.no_grad():  # in eval mode, in which drop-out takes no random numbers
-            images = torch.zeros(2, unet.config.in_channels, height, width)
-            unet.eval()(images, torch.zeros(2, dtype=torch.long), class_labels=labels)
+        with torch.device("meta"), torch.no_grad():
+            unet = _unet(config, image_shape, classes).eval()
+            images, labels = torch.empty(1, *image_shape), torch.zeros(1, dtype=torch.long) if classes else None
+            unet(images, torch.zeros(1, dtype=torch.long), class_labels=labels)
     except Exception as error:  # whatever the layers cannot do, they say in errors of their own
+        reason = " ".join(str(error).split()).rstrip(".")
+        options = f" and `unet_options` is {config.unet_options}" if config.unet_options else ""
         raise UserError(
-            f"`block_out_channels` is {list(config.block_out_channels)}, a network that cannot compute on {width}×{height} "
-            f"images: {' '.join(str(error).split())}."
+            f"`block_out_channels` is {list(config.block_out_channels)}{options}, a network that cannot compute on "
+            f"{width}×{height} images: {type(error).__name__}: {reason}."
         ) from error
-
-
-def _check_halving(levels: int, height: int, width: int) -> None:
-    possible = 1
-    while height % 2**possible == 0 and width % 2**possible == 0:
-        possible += 1
-    if levels > possible:
-        factor = 2 ** (levels - 1)
-        fitting = max(factor, round(height / factor) * factor)
-        raise UserError(
-            f"`block_out_channels` has {levels} levels, which halve the images {levels - 1} times, but {width}×{height} "
-            f"images can be halved {possible - 1} times. Use at most {possible} levels, or --resolution {fitting}."
-        )
 
 
 def build_scheduler(config: TrainConfig) -> DDPMHubScheduler:
@@ -93,6 +106,7 @@ def build_scheduler(config: TrainConfig) -> DDPMHubScheduler:
             beta_schedule=config.beta_schedule,
             beta_start=config.beta_start,
             beta_end=config.beta_end,
+            rescale_betas_zero_snr=config.rescale_betas_zero_snr,
             prediction_type=config.prediction_type,
             variance_type=config.variance_type,
             timestep_spacing="trailing",

@@ -1,6 +1,8 @@
 """What a figure was measured on, without a word about whose machine it is."""
 
 import platform
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -24,3 +26,64 @@ def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines() if cpuinfo.exists() else []
     models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(models, "") or platform.processor() or platform.machine()
+
+
+def resolve_precision(mixed_precision: str, device: torch.device) -> str:
+    """`auto` as `bf16` where the device computes faster in it, else `no`; everything else as it is.
+
+    That is decided by what the device is and not by timing it, so that all processes of a run, and the run that resumes it,
+    agree. A GPU must have bfloat16 of its own, not emulated. A CPU must have AMX, Intel's matrix unit: with AVX-512 BF16
+    alone a training step takes longer than in float32 (docs/TRAINING_SPEED.md). Other devices were not tried, and stay with
+    float32.
+    """
+    if mixed_precision != "auto":
+        return mixed_precision
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
+    return "bf16" if device.type == "cpu" and torch.cpu._is_amx_tile_supported() else "no"
+
+
+def measured_peak(device: torch.device, dtype: torch.dtype, clock: Callable[[], float] | None = None) -> float:
+    """FLOP/s that a large matrix product or a large 3×3 convolution reaches on the device, whichever is more.
+
+    Additions and multiplications both count. Each is repeated for a quarter of a second, with as many threads as PyTorch has
+    now, and the fastest time is taken. No random number of the process is used up. `clock` gives seconds, by default those of
+    the wall; what is divided by a peak must be timed by the same.
+    """
+    side, (images, channels, size) = (8192, (64, 512, 32)) if device.type == "cuda" else (1024, (8, 128, 32))
+    clock = clock or time.perf_counter
+    own = torch.Generator(device).manual_seed(0)
+
+    def numbers(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=own, device=device).to(dtype)
+
+    a, b = numbers(side, side), numbers(side, side)
+    x, kernel = numbers(images, channels, size, size), numbers(channels, channels, 3, 3)
+    x, kernel = (tensor.contiguous(memory_format=torch.channels_last) for tensor in (x, kernel))
+    with torch.no_grad():
+        product = 2 * side**3 / _fastest(lambda: torch.mm(a, b), device, clock)
+        convolution = (
+            2 * 9 * images * channels**2 * size**2 / _fastest(lambda: torch.conv2d(x, kernel, padding=1), device, clock)
+        )
+    return max(product, convolution)
+
+
+def _fastest(run: Callable[[], object], device: torch.device, clock: Callable[[], float]) -> float:
+    """Seconds of the fastest of as many runs as begin within a quarter of a second."""
+    fastest, end = float("inf"), None
+    while end is None or clock() < end:
+        _synchronize(device)
+        begun = clock()
+        run()
+        _synchronize(device)
+        done = clock()
+        if end is None:  # the first run warms up
+            end = done + 0.25
+        else:
+            fastest = min(fastest, done - begun)
+    return fastest
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,22 +1,32 @@
-"""The folder a run writes to: checked before anything is computed, and never at the cost of what lies there."""
+"""The folder a run writes to: checked before anything is computed, and never at the cost of what lies there.
 
-import dataclasses
+What is done with an earlier run in it is decided in resume.py.
+"""
+
+import errno
+import fcntl
 import os
+import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import yaml
+from durable_files import PARTIAL, fresh_name, sync_file, sync_folder, write_whole
 from train_config import TrainConfig, UserError
 
 CONFIG_FILE = "config.yaml"  # also the mark by which an earlier run is recognised
+# What every version has written into it. Other programs have files of that name, too.
+MARKS = {"dataset_name", "output_dir", "block_out_channels", "max_train_steps", "batch_size", "learning_rate", "seed"}
+_SAVING = ".saving-"
 
 
 def check_output(config: TrainConfig) -> Path:
     """The output folder, without symbolic links; nothing is created or changed.
 
     Raises:
-        UserError: if it cannot be written, or holds files that no training run left there, or an earlier run that cannot
-            be moved aside.
+        UserError: if it cannot be written, or holds files that no training run left there.
     """
     given = f"`output_dir` is {config.output_dir!r}"
     try:
@@ -27,8 +37,8 @@ def check_output(config: TrainConfig) -> Path:
         if not existing.is_dir():
             raise UserError(f"{given}, but {str(existing)!r} is a file; choose another folder.")
         _check_writable(existing, config)
-        if _is_filled(folder):
-            _check_earlier_run(folder, config)
+        if is_filled(folder) and read_config(folder) is None:
+            raise UserError(f"{given}, which holds files of something else than a training run; choose another folder.")
     except UserError:
         raise
     except (OSError, RuntimeError, ValueError) as error:  # also of names that no file system takes
@@ -37,23 +47,85 @@ def check_output(config: TrainConfig) -> Path:
     return folder
 
 
-def claim_output(folder: Path, config: TrainConfig) -> None:
-    """Makes the folder, with the resolved configuration in it; an earlier run is moved to `<folder>.1`, `.2`, …
+def check_movable(folder: Path, config: TrainConfig) -> None:
+    """Whether the earlier run in the folder can be moved aside; nothing is changed.
 
     Raises:
-        UserError: if the operating system refuses that.
+        UserError: if not.
+    """
+    if os.path.ismount(folder):
+        raise UserError(
+            f"`output_dir` is {config.output_dir!r}, a mount point, whose earlier run cannot be moved aside; choose a "
+            f"folder in it."
+        )
+    _check_writable(folder.parent, config)
+
+
+def claim_output(folder: Path, config: TrainConfig, in_place: bool = False) -> None:
+    """Makes the folder, with the resolved configuration in it; an earlier run is moved to `<folder>.1`, `.2`, …
+
+    Args:
+        folder (`Path`): what [`check_output`] returned.
+        config (`TrainConfig`): of this run.
+        in_place (`bool`, defaults to `False`): leave the earlier run where it is, as this one goes on with it.
+
+    Raises:
+        UserError: if the operating system refuses that, or if another process is training there.
     """
     try:
-        if _is_filled(folder):
+        if folder.exists():
+            check_not_held(folder, config)  # once more: whoever looked at the folder has loaded its data since
+        if is_filled(folder) and not in_place:
             kept = _free_name(folder)
             folder.rename(kept)
             print(f"The earlier run in {folder} was kept as {kept}.")
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / CONFIG_FILE).write_text(config.to_yaml(), encoding="utf-8")
+        write_whole(folder / CONFIG_FILE, config.to_yaml())
+        sync_folder(folder.parent)
     except OSError as error:
         raise UserError(
             f"`output_dir` is {config.output_dir!r}, which cannot be made: {error.strerror}. Choose another folder."
         ) from error
+
+
+@contextmanager
+def hold_output(folder: Path, config: TrainConfig) -> Iterator[None]:
+    """Keeps other runs out of the folder, for one process of this run; ends with the process, however that ends.
+
+    Raises:
+        UserError: if another run is at work there.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        _lock(descriptor, fcntl.LOCK_EX, config)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def check_not_held(folder: Path, config: TrainConfig) -> None:
+    """Whether the folder is free. Several processes may ask at once.
+
+    Raises:
+        UserError: if another run is at work there.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        _lock(descriptor, fcntl.LOCK_SH, config)
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, kind: int, config: TrainConfig) -> None:
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            raise UserError(
+                f"`output_dir` is {config.output_dir!r}, where another process is training; wait for its end, stop it, or "
+                f"choose another folder."
+            ) from error
+        # Some network file systems have no locks of folders: there, nobody can tell.
 
 
 def _resolve(config: TrainConfig) -> Path:
@@ -79,28 +151,18 @@ def _check_writable(folder: Path, config: TrainConfig) -> None:
         ) from error
 
 
-def _check_earlier_run(folder: Path, config: TrainConfig) -> None:
-    """Whether what lies in the folder is a training run that can be moved aside."""
-    given = f"`output_dir` is {config.output_dir!r}"
-    if not _is_run(folder):
-        raise UserError(f"{given}, which holds files of something else than a training run; choose another folder.")
-    if os.path.ismount(folder):
-        raise UserError(f"{given}, a mount point, whose earlier run cannot be moved aside; choose a folder in it.")
-    _check_writable(folder.parent, config)
-
-
-def _is_run(folder: Path) -> bool:
-    """Whether config.yaml is one that [`claim_output`] wrote: other programs have files of that name, too."""
+def read_config(folder: Path) -> dict | None:
+    """The config.yaml of a run, of whatever version; `None` if there is none, or only another program's."""
     try:
         content = yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        return False
-    fields = {field.name for field in dataclasses.fields(TrainConfig)}
-    return isinstance(content, dict) and bool(content) and fields.issuperset(content)
+        return None
+    return content if isinstance(content, dict) and content.keys() >= MARKS else None
 
 
-def _is_filled(folder: Path) -> bool:
-    return folder.exists() and any(folder.iterdir())
+def is_filled(folder: Path) -> bool:
+    """Whether anything lies there, beside what a run leaves that is killed while it writes its very first file."""
+    return folder.exists() and any(path.name != CONFIG_FILE + PARTIAL for path in folder.iterdir())
 
 
 def _free_name(folder: Path) -> Path:
@@ -108,23 +170,34 @@ def _free_name(folder: Path) -> Path:
     return next(path for path in names if not os.path.lexists(path))
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Writes a text file whole or not at all."""
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
-
-
 def save_model(pipeline, folder: Path) -> None:
     """Writes the pipeline into the folder file by file, each whole, model_index.json last.
 
-    A run that is killed in the middle leaves the model that was there before.
+    A run that is killed in the middle, or a power cut, leaves the model that was there before, or files of both that load
+    as one: a run's networks all have the same shape.
+
+    Raises:
+        OSError: if the disk is full, or refuses otherwise; the model that was there before stays.
     """
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as name:
-        fresh = Path(name)
+    from safetensors import SafetensorError
+
+    for left in folder.glob(f"{_SAVING}*"):  # by killed processes
+        shutil.rmtree(left, ignore_errors=True)
+    fresh = fresh_name(folder, _SAVING)
+    try:
         pipeline.save_pretrained(fresh)
         files = sorted((p for p in fresh.rglob("*") if p.is_file()), key=lambda p: p.name == "model_index.json")
         for file in files:
+            sync_file(file)
+        for file in files:
             target = folder / file.relative_to(fresh)
             target.parent.mkdir(exist_ok=True)
+            if file == files[-1]:
+                for changed in {(folder / f.relative_to(fresh)).parent for f in files}:
+                    sync_folder(changed)
             os.replace(file, target)
+        sync_folder(folder)
+    except SafetensorError as error:  # its only word of a full disk
+        raise OSError(f"the model cannot be saved in {folder}: {' '.join(str(error).split())}") from error
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)

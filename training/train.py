@@ -1,35 +1,47 @@
 """Trains a DDPM on images.
 
     accelerate launch training/train.py           the embedded digits, about 2 minutes on one CPU core
-    accelerate launch training/train.py --config training/configs/fashion_mnist.yaml
+    accelerate launch training/train.py --config training/configs/fashion_mnist_10min.yaml
     accelerate launch training/train.py --dataset_name FOLDER_OR_HUB_ID --output_dir outputs/mine
-    python training/train.py --help                                       every option
+    accelerate launch training/train.py --dry_run true …          what it takes and how long; nothing is written
+    python training/train.py --help                               every option
 
-The output folder is a pipeline (`DDPMHubPipeline.from_pretrained`), with the resolved config.yaml, metrics.json,
-loss_curve.png and samples/ beside the weights. Ctrl-C stops at the next step and leaves the same; a second Ctrl-C stops
-at once. With --push_to_hub USER/NAME the finished model is published. Exit status: 0 done, 1 trained and saved but not
-published, 2 a mistake in what was given, 130 stopped by Ctrl-C. (`accelerate launch` turns every failure into 1 and adds a
-traceback of its own, unless it is told to be `--quiet`.)
+The output folder is a pipeline (`DDPMHubPipeline.from_pretrained`), with the resolved config.yaml, metrics.json, the logs,
+loss_curve.png, samples/ and checkpoints/ beside the weights. To go on after a crash, a kill or Ctrl-C, run the same command
+again: it continues from the newest whole checkpoint, and what comes out is to the bit what an uninterrupted run gives
+(same machine, same number of processes). SIGTERM and Ctrl-C write a checkpoint at the next step; a second one ends at once.
+With --push_to_hub USER/NAME the finished model is published.
+
+Exit status: 0 done; 1 trained and saved but not published, or failed with a message; 2 a mistake in what was given;
+75 stopped by a signal with a checkpoint, so that the same command goes on; 130 stopped at once. (`accelerate launch` turns
+every failure into 1 and adds a traceback of its own, unless it is told to be `--quiet`.)
 """
 
 import json
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from output_folder import check_output, claim_output, write_whole
-from train_config import TrainConfig, UserError, parse_config
+from checkpoints import CHECKPOINTS, newest_checkpoint
+from config_parser import parse_config
+from durable_files import write_whole
+from output_folder import check_output, claim_output, hold_output
+from resume import Found, check_data, find_run, note_done
+from stop_signal import INTERRUPTED, STOPPED, StopSignal
+from train_config import TrainConfig, UserError
 
-NOT_PUBLISHED = 1
-INTERRUPTED = 130
+FAILED = 1
 
 
 def main(argv: list[str]) -> int:
     try:
         config = parse_config(argv)
-        return run(config, check_output(config))
+        output = check_output(config)
+        found = find_run(config, output)
+        if found.kind == "finished" and not found.missing and not config.dry_run:
+            print(f"{output} holds this run, finished. To train it again and keep this one beside, add --resume false.")
+            return 0
+        return run(config, output, found)
     except UserError as error:
         if "--debug" in argv:
             raise
@@ -40,18 +52,53 @@ def main(argv: list[str]) -> int:
         return INTERRUPTED
 
 
-def run(config: TrainConfig, output: Path) -> int:
-    """Trains, then judges. Everything heavy is imported here, so that --help and mistakes answer at once."""
-    from accelerate import Accelerator
+def run(config: TrainConfig, output: Path, found: Found) -> int:
+    """Prepares everything that may be refused, then trains. Heavy imports wait until here: --help and mistakes are quick."""
     from accelerate.utils import set_seed
-    from build_model import build_scheduler, build_unet
+    from build_model import build_scheduler, build_unet, check_network
     from hub_push import prepare_push
-    from image_data import load_images
+    from image_data import load_images, load_validation
+    from training_loop import timed_steps
 
     from ddpm_hub import DDPMHubPipeline
 
+    accelerator = make_accelerator(config, output)
+    scheduler = build_scheduler(config)
+    check_network(config)
+    if accelerator.is_main_process and not config.dry_run:
+        prepare_push(config)
+    with accelerator.main_process_first():
+        data = load_images(config)
+        validation = load_validation(config, data)
+    if found.checkpoint is not None:
+        check_data(found.checkpoint.state, data, config)
+    set_seed(config.seed)
+    pipeline = DDPMHubPipeline(build_unet(config, data), scheduler, id2label=dict(enumerate(data.class_names)))
+    if config.dry_run:
+        report = timed_steps(config, data, pipeline, accelerator)
+        if accelerator.is_main_process:
+            print(report)
+        return 0
+    if not accelerator.is_main_process:
+        return train_and_judge(config, data, validation, pipeline, accelerator, output, found)
+    claim_output(output, config, found.in_place)
+    with hold_output(output, config):
+        return train_and_judge(config, data, validation, pipeline, accelerator, output, found)
+
+
+def make_accelerator(config: TrainConfig, output: Path):
+    """accelerate, set up as the configuration asks."""
+    from accelerate import Accelerator, PartialState
+    from accelerate.utils import ProjectConfiguration, TorchDynamoPlugin
+    from machine import resolve_precision
+
     accelerator = Accelerator(
-        mixed_precision=config.mixed_precision, gradient_accumulation_steps=config.gradient_accumulation_steps
+        mixed_precision=resolve_precision(config.mixed_precision, PartialState().device),
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        log_with=list(config.report_to) or None,
+        project_config=ProjectConfiguration(project_dir=str(output), logging_dir=str(output / "trackers")),
+        # Static shapes: every batch of a run has the same.
+        dynamo_plugin=TorchDynamoPlugin(backend="inductor", dynamic=False) if config.compile else None,
     )
     passes = accelerator.num_processes * config.gradient_accumulation_steps
     if config.batch_size % passes:
@@ -59,80 +106,95 @@ def run(config: TrainConfig, output: Path) -> int:
             f"`batch_size` is {config.batch_size}; it must be a multiple of {passes}, the {accelerator.num_processes} "
             f"processes times gradient_accumulation_steps = {config.gradient_accumulation_steps}."
         )
-    scheduler = build_scheduler(config)
-    if accelerator.is_main_process:
-        prepare_push(config)
-    with accelerator.main_process_first():
-        data = load_images(config)
-    set_seed(config.seed)
-    pipeline = DDPMHubPipeline(build_unet(config, data), scheduler, id2label=dict(enumerate(data.class_names)))
-    if accelerator.is_main_process:
-        claim_output(output, config)
+    return accelerator
+
+
+def train_and_judge(config: TrainConfig, data, validation, pipeline, accelerator, output: Path, found: Found) -> int:
+    """Trains in all processes, and says how it ended."""
+    from train_log import NotFiniteError
+    from train_report import print_plan
+    from training_loop import train
+
+    accelerator.wait_for_everyone()  # nobody looks at the folder before it is claimed
     try:
-        return train_and_judge(config, data, pipeline, accelerator, output)
+        if found.kind == "finished":
+            return finish(config, data, None, accelerator, output)
+        if accelerator.is_main_process:
+            print_plan(config, data, pipeline)
+            if found.checkpoint is not None:
+                print(f"Going on from step {found.checkpoint.step:,}.", flush=True)
+        accelerator.init_trackers(config.tracker_project, {key: str(value) for key, value in vars(config).items()})
+        with StopSignal() as stop:
+            figures, averaged = train(
+                config, data, validation, pipeline, accelerator, output, stop, found.checkpoint
+            )  # fmt: skip
+        if figures["steps"] < config.max_train_steps:
+            if accelerator.is_main_process:
+                print(
+                    f"Stopped after {figures['steps']:,} steps with a checkpoint; the same command goes on from there."
+                )
+            return STOPPED
+        return finish(config, data, (figures, averaged), accelerator, output)
     except KeyboardInterrupt:
         if accelerator.is_main_process:
             print(f"train.py: stopped at once; {content(output)}.", file=sys.stderr)
         return INTERRUPTED
+    except (NotFiniteError, OSError) as error:
+        if accelerator.is_main_process:
+            print(f"train.py: training ended: {error}. {content(output).capitalize()}.", file=sys.stderr)
+        return FAILED
 
 
-def train_and_judge(config: TrainConfig, data, pipeline, accelerator, output: Path) -> int:
-    """Trains in all processes; the main one then writes what there is to say of the run."""
+def finish(config: TrainConfig, data, trained: tuple | None, accelerator, output: Path) -> int:
+    """What comes after the last step: the figures, the judgement of the samples, and publishing.
+
+    Args:
+        trained (`tuple`, *optional*): what [`train`] returned; without it, an earlier run is completed.
+    """
     from hub_push import push
-    from train_report import judge, print_plan, training_report
-    from training_loop import train
+    from train_report import UNREADABLE, judge, training_report
 
+    from ddpm_hub import DDPMHubPipeline
     from ddpm_hub.model_card import write_card
 
-    if accelerator.is_main_process:
-        print_plan(config, data, pipeline)
-    accelerator.wait_for_everyone()
-    with interrupt_flag() as interrupted:
-        figures = train(config, data, pipeline, accelerator, output, interrupted)
+    main = accelerator.is_main_process
 
     def record(metrics: dict) -> None:
         write_whole(output / "metrics.json", json.dumps(metrics, indent=2, ensure_ascii=False) + "\n")
         write_card(output)
 
-    finished, published = figures["steps"] == config.max_train_steps, True
-    if accelerator.is_main_process:
+    if trained is None:
+        metrics = json.loads((output / "metrics.json").read_text(encoding="utf-8"))
+        pipeline = DDPMHubPipeline.from_pretrained(output)
+        pipeline.unet.to(accelerator.device)
+        pipeline.set_progress_bar_config(disable=True)
+    else:
+        figures, pipeline = trained
         metrics = training_report(config, data, figures, accelerator)
-        record(metrics)  # judging takes a while, and may be stopped
-        if finished:
-            record(metrics | judge(config, data, pipeline))
-            published = push(config, output)
-        else:
-            print(f"Stopped after {figures['steps']} steps; {output} holds the model of that step.")
+        if main:
+            record(metrics)  # judging takes a while, and may be stopped
+            if data.unreadable:
+                write_whole(output / UNREADABLE, "\n".join(data.unreadable) + "\n")
+    judgement = judge(config, data, pipeline, accelerator)
+    published = True
+    if main:
+        record(metrics | judgement)
+        note_done(config, output, "judging")
+        published = push(config, output)
+        if published:
+            note_done(config, output, "publishing")
     accelerator.end_training()
-    if not finished:
-        return INTERRUPTED
-    return 0 if published else NOT_PUBLISHED
+    return 0 if published else FAILED
 
 
 def content(output: Path) -> str:
-    """What a run that was stopped at once leaves in its folder."""
+    """What a run that has ended early leaves in its folder."""
+    checkpoint = newest_checkpoint(output / CHECKPOINTS)
     if (output / "metrics.json").exists():
         return f"{output} holds the trained model and its figures, without the judgement of its samples"
-    if (output / "model_index.json").exists():
-        return f"{output} holds the model of the last sample grid"
-    return f"{output} holds no model yet"
-
-
-@contextmanager
-def interrupt_flag() -> Iterator[list]:
-    """A list that is empty until Ctrl-C is pressed; the second Ctrl-C raises KeyboardInterrupt."""
-    pressed = []
-    before = signal.getsignal(signal.SIGINT)
-
-    def on_interrupt(number, frame):
-        pressed.append(number)
-        signal.signal(signal.SIGINT, before)
-
-    signal.signal(signal.SIGINT, on_interrupt)
-    try:
-        yield pressed
-    finally:
-        signal.signal(signal.SIGINT, before)
+    if checkpoint is not None:
+        return f"the last good checkpoint is {checkpoint.folder}, and the same command goes on from there"
+    return f"{output} holds no checkpoint yet"
 
 
 if __name__ == "__main__":

@@ -1,130 +1,155 @@
-"""The training loop: [Ho] algorithm 1 with AdamW, and averaged weights. [Ho] is arXiv:2006.11239."""
+"""The training loop, from the first step or from a checkpoint to the last."""
 
 import time
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from checkpoints import CHECKPOINTS, Checkpoint
 from diffusers import UNet2DModel
-from diffusers.optimization import get_cosine_schedule_with_warmup
-from diffusers.training_utils import EMAModel
+from dry_run import activation_bytes, dry_run_report
 from image_data import ImageData
 from output_folder import save_model
-from random_batches import Batch, training_batches
-from tqdm.auto import tqdm
+from posthoc_ema import save_snapshot
+from sample_grids import draw_grid, grid_columns, grid_file, grid_image, save_image, side_by_side
+from stop_signal import StopSignal
+from streamed_images import StreamedImages
 from train_config import TrainConfig
-from train_report import LossLog, draw_grid, grid_file
+from trainer import Trainer, whole
+from validation import Validation
+from watching import Watch
 
-from ddpm_hub import DDPMHubPipeline, DDPMHubScheduler
-from ddpm_hub.ddpm_equations import normalize
-
-
-def diffusion_loss(model: UNet2DModel, scheduler: DDPMHubScheduler, batch: Batch) -> torch.Tensor:
-    """L_simple ([Ho] equation 14) for the scheduler's prediction type: the mean squared error of the prediction."""
-    x_0 = normalize(batch.pixels)
-    x_t = scheduler.add_noise(x_0, batch.noise, batch.timesteps)
-    target = scheduler.training_target(x_0, batch.noise, batch.timesteps)
-    prediction = model(x_t, batch.timesteps, class_labels=batch.labels, return_dict=False)[0]
-    return torch.nn.functional.mse_loss(prediction.float(), target)
-
-
-def optimizer_step(
-    config: TrainConfig, model, optimizer, scheduler: DDPMHubScheduler, parts: list[Batch], accelerator: Accelerator
-) -> torch.Tensor:
-    """One step of the optimizer on all parts of a batch; returns this process's mean loss, on its device."""
-    mean_loss = torch.zeros((), device=accelerator.device)
-    for batch in parts:
-        with accelerator.accumulate(model):
-            loss = diffusion_loss(model, scheduler, batch)
-            accelerator.backward(loss)
-            if accelerator.sync_gradients:
-                accelerator.clip_grad_norm_(model.parameters(), config.max_grad_norm)
-            optimizer.step()
-            optimizer.zero_grad()
-        mean_loss += loss.detach() / len(parts)
-    return mean_loss
+from ddpm_hub import DDPMHubPipeline
 
 
 def train(
     config: TrainConfig,
-    data: ImageData,
+    data: ImageData | StreamedImages,
+    validation_data: ImageData | None,
     pipeline: DDPMHubPipeline,
     accelerator: Accelerator,
     output: Path,
-    interrupted: list,
-) -> dict:
-    """Trains until the last step, or until `interrupted` is no longer empty in any process.
-
-    Afterwards `pipeline` holds the averaged weights and computes with them what it computes when it is loaded from
-    `output`, where they are saved.
+    stop: StopSignal,
+    checkpoint: Checkpoint | None,
+) -> tuple[dict, DDPMHubPipeline]:
+    """Trains until the last step, or until `stop` is asked for; goes on from `checkpoint`.
 
     Returns:
-        `dict`: the steps done, the seconds that took with all grids, images per second without them, and the mean loss of
-        the last interval, if one was completed.
+        `dict`: what metrics.json says of the training.
+        [`DDPMHubPipeline`]: the averaged weights, as they were saved in `output`.
     """
-    unet, device = pipeline.unet.to(accelerator.device).train(), accelerator.device
-    optimizer = torch.optim.AdamW(
-        unet.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
-    )
-    # Not prepared by accelerate, which would advance it once per process: it counts optimizer steps.
-    learning_rate = get_cosine_schedule_with_warmup(optimizer, config.warmup_steps, config.max_train_steps)
-    ema = EMAModel(unet.parameters(), decay=config.ema_decay, use_ema_warmup=True, power=3 / 4, foreach=True)
-    model, optimizer = accelerator.prepare(unet, optimizer)
-
-    log = LossLog(config, accelerator)
-    step, started, publishing = 0, time.perf_counter(), 0.0
-    bar = tqdm(
-        total=config.max_train_steps * config.batch_size,
-        desc="training",
-        unit=" images",
-        unit_scale=True,
-        disable=not accelerator.is_main_process,
-    )
-    for parts in training_batches(config, data, device, accelerator.process_index, accelerator.num_processes):
-        log.add(optimizer_step(config, model, optimizer, pipeline.scheduler, parts, accelerator))
-        learning_rate.step()
-        ema.step(unet.parameters())
-        step += 1
-        bar.update(config.batch_size)
-        if log.end_step(step):
-            bar.set_postfix(loss=f"{log.losses[-1]:.4f}")
-        last = step == config.max_train_steps or any_process(accelerator, bool(interrupted))
-        if last or (config.sample_every and step % config.sample_every == 0):
-            paused = time.perf_counter()
-            if accelerator.is_main_process:
-                publish(config, data, pipeline, ema, output, step)
-                log.save(output)
-            accelerator.wait_for_everyone()
-            publishing += time.perf_counter() - paused
-        if last:
-            break
-    bar.close()
-    ema.copy_to(unet.parameters())
-    # prepare() put the mixed precision into `unet` itself.
-    accelerator.unwrap_model(model, keep_fp32_wrapper=False).eval()
-    seconds = time.perf_counter() - started
-    figures = {
-        "steps": step,
-        "seconds": round(seconds, 1),
-        "images_per_second": round(step * config.batch_size / (seconds - publishing), 1),
-    }
-    return figures | ({"loss": log.losses[-1]} if log.losses else {})
+    trainer = Trainer(config, data, pipeline, accelerator)
+    watch = Watch(config, data.image_shape[0], trainer, accelerator, output)
+    validation = validation_data and Validation(config, validation_data, trainer.objective, accelerator)
+    loop = _Loop(config, data, pipeline, trainer, watch, validation, accelerator, output)
+    if checkpoint is not None:
+        trainer.load(checkpoint)
+        watch.load(checkpoint.state)
+    watch.start()
+    trainer.start()
+    try:
+        while trainer.step_count < config.max_train_steps:
+            trainer.step()
+            watch.stepped()
+            if loop.between_steps(stop.asked()):
+                break
+    finally:
+        trainer.batches.close()
+    finished = trainer.step_count == config.max_train_steps
+    averaged = loop.publish() if finished else loop.save_averaged()
+    return watch.close(), averaged
 
 
-def publish(
-    config: TrainConfig, data: ImageData, pipeline: DDPMHubPipeline, ema: EMAModel, output: Path, step: int
-) -> None:
-    """Saves and draws the averaged weights; the network in training is left as it was."""
-    unet = pipeline.unet
-    ema.store(unet.parameters())
-    ema.copy_to(unet.parameters())
-    unet.eval()
-    save_model(pipeline, output)
-    draw_grid(config, data, pipeline, output / grid_file(step))
-    unet.train()
-    ema.restore(unet.parameters())
+WARM_UP_STEPS, TIMED_STEPS = 2, 3
 
 
-def any_process(accelerator: Accelerator, flag: bool) -> bool:
-    """Whether the flag is set in any process: all must leave the loop at the same step."""
-    return accelerator.reduce(torch.tensor(float(flag), device=accelerator.device), "sum").item() > 0
+def timed_steps(
+    config: TrainConfig, data: ImageData | StreamedImages, pipeline: DDPMHubPipeline, accelerator: Accelerator
+) -> str:
+    """The report of a dry run, after a few steps that are forgotten."""
+    trainer = Trainer(config, data, pipeline, accelerator)
+    trainer.start()
+    try:
+        (batch, *_) = trainer.batches.next(*trainer.timesteps.draw(0))
+        activations = activation_bytes(trainer.unet, trainer.objective, batch)
+        trainer.batches.start(0, None)
+        for step in range(WARM_UP_STEPS + TIMED_STEPS):
+            if step == WARM_UP_STEPS:
+                trainer.totals.state()  # waits for the device
+                begun = time.perf_counter()
+            trainer.step()
+        trainer.totals.state()
+    finally:
+        trainer.batches.close()
+    seconds = (time.perf_counter() - begun) / TIMED_STEPS
+    return dry_run_report(config, data, pipeline, seconds, accelerator.num_processes, activations)
+
+
+class _Loop:
+    """What happens between steps, when it is due."""
+
+    def __init__(self, config, data, pipeline, trainer: Trainer, watch: Watch, validation, accelerator, output: Path):
+        self.config, self.data, self.pipeline, self.trainer = config, data, pipeline, trainer
+        self.watch, self.validation, self.accelerator, self.output = watch, validation, accelerator, output
+        pixels, _ = data.some(1000)
+        self.data_means = (pixels.double().mean((0, 2, 3)) / torch.iinfo(pixels.dtype).max).tolist()
+
+    def between_steps(self, stopping: bool) -> bool:
+        """Everything that is due after a step; whether the loop ends here."""
+        config, step = self.config, self.trainer.step_count
+        last = step == config.max_train_steps
+        if last or step % config.log_every == 0:
+            self.watch.note()
+        with self.watch.paused():
+            if self.validation and (last or step % config.validation_every == 0):
+                average = self.network(self.trainer.averages.names[0])
+                self.watch.validated(self.validation.measure(average))
+            if config.ema_stds and (last or step % config.ema_snapshot_every == 0):
+                save_snapshot(self.output, self.trainer.averages, step, self.accelerator)
+            # A grid takes a while, which a signal does not leave; the last one is drawn when all is saved.
+            if config.sample_every and step % config.sample_every == 0 and not (last or stopping):
+                self.publish()
+            if last or stopping or (config.checkpoint_every and step % config.checkpoint_every == 0):
+                self.trainer.save(self.output / CHECKPOINTS, self.state())
+        return stopping
+
+    def state(self) -> dict:
+        data = {"num_images": self.data.num_images, "fingerprint": self.data.fingerprint}
+        return {"data": data, **self.watch.state()}
+
+    def publish(self) -> DDPMHubPipeline:
+        """Saves the averaged weights and draws with them, and with the raw ones beside; to be called by every process."""
+        averaged = self.save_averaged()
+        columns = grid_columns(self.data.class_names)
+        grids = {}
+        for title, pipeline in {"raw weights": self.around(self.network(None)), "averaged weights": averaged}.items():
+            samples = draw_grid(self.config, self.data.class_names, pipeline, self.accelerator)
+            grids[title] = grid_image(samples, columns)
+        self.watch.drawn(samples, self.data_means)
+        if self.accelerator.is_main_process:
+            file = self.output / grid_file(self.trainer.step_count)
+            save_image(grids["averaged weights"], file)
+            save_image(side_by_side(grids), file.with_name(f"{file.stem}_raw_and_averaged.png"))
+        return averaged
+
+    def save_averaged(self) -> DDPMHubPipeline:
+        pipeline = self.around(self.network(self.trainer.averages.names[0]))
+        if self.accelerator.is_main_process:
+            save_model(pipeline, self.output)
+        return pipeline
+
+    def network(self, average: str | None) -> UNet2DModel:
+        """A network of its own with the averaged weights, or the raw ones: whole, in float32, and as users load it."""
+        trainer = self.trainer
+        state = {name: whole(value) for name, value in trainer.unet.state_dict().items()}
+        if average is not None:
+            state |= trainer.averages.state(average)
+        with torch.device("meta"):
+            unet = UNet2DModel.from_config(trainer.unet.config)
+        unet.load_state_dict({name: value.detach().contiguous().clone() for name, value in state.items()}, assign=True)
+        return unet.requires_grad_(False).eval()
+
+    def around(self, unet: UNet2DModel) -> DDPMHubPipeline:
+        pipeline = DDPMHubPipeline(unet, self.pipeline.scheduler, id2label=self.pipeline.id2label)
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline

@@ -1,0 +1,177 @@
+"""The step: nothing in it waits for the device or writes; and what is saved is all there is."""
+
+import builtins
+import dataclasses
+import traceback
+
+import pytest
+import torch
+from accelerate import Accelerator
+from build_model import build_scheduler, build_unet
+from checkpoints import newest_checkpoint
+from image_data import load_images
+from model_flops import training_flops_per_image
+from torch.utils._python_dispatch import TorchDispatchMode
+from train_config import TrainConfig
+from trainer import Trainer
+
+from ddpm_hub import DDPMHubPipeline
+
+CONFIG = dataclasses.replace(
+    TrainConfig(),
+    block_out_channels=(8, 16),
+    batch_size=8,
+    max_train_steps=40,
+    warmup_steps=3,
+    num_train_timesteps=8,
+    num_inference_steps=2,
+    beta_end=0.9,
+)
+BUSY = dataclasses.replace(
+    CONFIG,
+    timestep_sampling="importance",
+    variance_type="learned_range",
+    objective="hybrid",
+    ema_decays=(0.99, 0.5),
+    ema_stds=(0.1,),
+    dropout=0.2,
+    random_flip=True,
+    gradient_accumulation_steps=2,
+)
+
+
+def make_trainer(config: TrainConfig) -> Trainer:
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=config.gradient_accumulation_steps)
+    data = load_images(config)
+    torch.manual_seed(config.seed)
+    pipeline = DDPMHubPipeline(
+        build_unet(config, data), build_scheduler(config), id2label=dict(enumerate(data.class_names))
+    )
+    return Trainer(config, data, pipeline, accelerator)
+
+
+@pytest.fixture
+def start(quiet_schedule):
+    """Makes trainers, and ends their threads."""
+    started = []
+
+    def make(config: TrainConfig, checkpoint=None) -> Trainer:
+        trainer = make_trainer(config)
+        if checkpoint is not None:
+            trainer.load(checkpoint)
+        trainer.start()
+        started.append(trainer)
+        return trainer
+
+    yield make
+    for trainer in started:
+        trainer.batches.close()
+
+
+def everything(trainer: Trainer) -> dict[str, torch.Tensor]:
+    optimizer = trainer.optimizer.optimizer
+    found = {f"weight.{name}": p for name, p in trainer.unet.named_parameters()}
+    for name, parameter in trainer.unet.named_parameters():
+        found |= {f"{key}.{name}": value for key, value in optimizer.state[parameter].items()}
+    for average in trainer.averages.names:
+        found |= {f"{average}.{name}": value for name, value in trainer.averages.state(average).items()}
+    found |= trainer.timesteps.state()
+    return {name: value.detach().clone() for name, value in found.items()}
+
+
+def assert_equal(first: dict, second: dict) -> None:
+    assert first.keys() == second.keys()
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []
+
+
+class Readings(TorchDispatchMode):
+    """Counts what `.item()`, `bool()`, `float()` and `int()` of a tensor call.
+
+    Not those of `check_timesteps`, which looks at tensors on the CPU alone, where nothing is to be waited for.
+    """
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function is torch.ops.aten._local_scalar_dense.default:
+            self.count += all(frame.name != "check_timesteps" for frame in traceback.extract_stack(limit=30))
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("config", [CONFIG, BUSY], ids=["plain", "busy"])
+def test_no_number_is_read_and_nothing_is_written_in_a_step(start, monkeypatch, config):
+    trainer = start(config)
+    trainer.step()  # tables are made and moved to the device in the first
+
+    def refuse(*arguments, **named):
+        raise AssertionError("something was written")
+
+    monkeypatch.setattr(builtins, "open", refuse)
+    monkeypatch.setattr(builtins, "print", refuse)
+    with Readings() as readings:
+        trainer.step()
+    assert readings.count == 0
+
+
+def test_a_reading_would_be_seen():
+    with Readings() as readings:
+        torch.ones(()).item()
+    assert readings.count == 1
+
+
+@pytest.mark.parametrize("config", [CONFIG, BUSY], ids=["plain", "busy"])
+@pytest.mark.parametrize("at", [0, 1, 25])
+def test_from_a_checkpoint_it_goes_on_as_if_it_had_not_stopped(start, tmp_path, config, at):
+    whole = start(config)
+    for _ in range(at):
+        whole.step()
+    whole.save(tmp_path / "checkpoints", {})
+    other = start(dataclasses.replace(config), newest_checkpoint(tmp_path / "checkpoints"))
+    assert other.step_count == at
+    if at:
+        assert_equal(everything(other), everything(whole))
+    # At step 25 every t has its ten losses, so that those of the checkpoint decide which t come next.
+    for _ in range(3):
+        whole.step()
+        other.step()
+    assert_equal(everything(other), everything(whole))
+    assert other.totals.state() == whole.totals.state()
+
+
+def test_the_weights_move_as_adamw_says(start):
+    """One step by hand: torch's plain AdamW on the gradient of the same loss."""
+    trainer = start(CONFIG)
+    reference = make_trainer(CONFIG)
+    timesteps, weights = reference.timesteps.draw(0)
+    reference.batches.start(0, None)
+    (batch,) = reference.batches.next(timesteps, weights)
+    reference.batches.close()
+    reference.objective(reference.unet, batch).loss.backward()
+    torch.nn.utils.clip_grad_norm_(reference.unet.parameters(), CONFIG.max_grad_norm)
+    rate = CONFIG.learning_rate / CONFIG.warmup_steps
+    plain = torch.optim.AdamW(
+        reference.unet.parameters(), lr=rate, weight_decay=CONFIG.weight_decay, foreach=False, fused=False
+    )
+    plain.step()
+    trainer.step()
+    for (name, ours), theirs in zip(trainer.unet.named_parameters(), reference.unet.parameters(), strict=True):
+        # The first step of Adam is lr·g/(|g| + 1e-8): a rounding of g that small may change it by a share of lr; lr is 3e-4.
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6, msg=name)
+
+
+def test_flops_are_those_of_the_convolutions():
+    """By hand: a convolution of k×k on H×W takes 2·k²·C_in·C_out·H·W forward, and twice that backward."""
+    unet = build_unet(CONFIG, load_images(CONFIG))
+    counted = {}
+
+    def count(module, inputs, output):
+        if isinstance(module, torch.nn.Conv2d):
+            counted[module] = 2 * module.weight.numel() * output.shape[2] * output.shape[3]
+        elif isinstance(module, torch.nn.Linear):
+            counted[module] = 2 * module.weight.numel() * output.numel() // output.shape[-1]
+
+    for module in unet.modules():
+        module.register_forward_hook(count)
+    unet(torch.zeros(1, 1, 8, 8), torch.zeros(1), class_labels=torch.zeros(1, dtype=torch.long))
+    # The first layers pass no gradient on to the image and to the sinusoids of t; attention in the middle comes on top.
+    assert 2.9 * sum(counted.values()) < training_flops_per_image(unet) < 3.1 * sum(counted.values())

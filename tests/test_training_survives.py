@@ -1,0 +1,276 @@
+"""Runs that are killed, stopped, starved of disk or fed with nonsense, beside runs that nothing happened to."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from checkpoints import newest_checkpoint
+from safetensors.torch import load_file
+
+from ddpm_hub import DDPMHubPipeline
+
+# Everything that has a state: several averages, importance sampling, drop-out, flips, crops, accumulation, validation.
+BUSY = [
+    "--block_out_channels", "[8,16]", "--max_train_steps", "60", "--warmup_steps", "5", "--batch_size", "8",
+    "--num_train_timesteps", "20", "--beta_end", "0.5", "--num_inference_steps", "2", "--fidelity_samples", "0",
+    "--checkpoint_every", "7", "--log_every", "4", "--sample_every", "25", "--validation_split", "train[:40]",
+    "--validation_every", "10", "--validation_images", "20", "--ema_decays", "[0.99,0.9]", "--ema_stds", "[0.05,0.1]",
+    "--ema_snapshot_every", "15", "--timestep_sampling", "importance", "--dropout", "0.1", "--random_flip", "true",
+    "--random_crop", "2", "--resolution", "8", "--split", "train[40:]",
+]  # fmt: skip
+SMALL = ["--block_out_channels", "[8,16]", "--max_train_steps", "12", "--warmup_steps", "2", "--batch_size", "8",
+         "--num_inference_steps", "2", "--fidelity_samples", "0", "--sample_every", "0", "--log_every", "1"]  # fmt: skip
+
+# A patch that opens the fifo `started` once a step is reached, and then goes on without waiting.
+TELL = """
+import os, trainer
+step = trainer.Trainer.step
+def tell(self):
+    step(self)
+    if self.step_count == {step}:
+        open(os.environ["TRAIN_OUTPUT"] + "/started", "w").close()
+trainer.Trainer.step = tell
+"""
+
+
+def result_of(folder: Path) -> dict[str, bytes]:
+    """All that must not depend on what happened: weights, averages, optimizer, snapshots, pictures and logs."""
+    last = max((folder / "checkpoints").iterdir())
+    files = [*last.glob("*.safetensors"), *folder.glob("*.csv"), *folder.glob("ema_snapshots/*"),
+             folder / "unet" / "diffusion_pytorch_model.safetensors", *folder.glob("samples/*.png")]  # fmt: skip
+    return {str(file.relative_to(folder)): file.read_bytes() for file in files}
+
+
+def assert_same(folder: Path, other: Path) -> None:
+    ours, theirs = result_of(folder), result_of(other)
+    assert ours.keys() == theirs.keys()
+    assert [name for name in ours if ours[name] != theirs[name]] == []
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_killed_ten_times_it_ends_as_if_nothing_had_happened(trains, tmp_path, processes):
+    quiet, killed = tmp_path / "quiet", tmp_path / "killed"
+    done = trains.run(*BUSY, "--output_dir", quiet, processes=processes)
+    assert done.returncode == 0, done.stderr
+    chance = random.Random(processes)
+    for _ in range(10):
+        # At a step that is likely reached, with the processes in any state: writing, computing, beginning to end.
+        reached = newest_checkpoint(killed / "checkpoints") if killed.exists() else None
+        step = min((reached.step if reached else 0) + chance.randrange(1, 12), 60)
+        run = trains.start(*BUSY, "--output_dir", killed, processes=processes, patch=TELL.format(step=step))
+        run.wait_for("started")
+        run.kill()
+        assert run.wait().returncode == -signal.SIGKILL
+    last = trains.run(*BUSY, "--output_dir", killed, processes=processes)
+    assert last.returncode == 0, last.stderr
+    assert_same(killed, quiet)
+
+
+class TestSignals:
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+    @pytest.mark.parametrize("processes", [1, 2])
+    def test_the_first_one_saves_and_the_same_command_goes_on(self, trains, tmp_path, number, processes):
+        quiet, stopped = tmp_path / "quiet", tmp_path / "stopped"
+        assert trains.run(*BUSY, "--output_dir", quiet, processes=processes).returncode == 0
+        run = trains.start(*BUSY, "--output_dir", stopped, processes=processes, patch=TELL.format(step=17))
+        run.wait_for("started")
+        run.signal(number, rank=processes - 1)  # to one of them: all must stop
+        result = run.wait()
+        assert result.returncode == 75, result.stderr
+        assert "Traceback" not in result.stderr
+        assert "the same command goes on" in result.stdout
+        step = newest_checkpoint(stopped / "checkpoints").step
+        assert 17 <= step <= 19
+        assert DDPMHubPipeline.from_pretrained(stopped)(num_inference_steps=1).images
+        assert trains.run(*BUSY, "--output_dir", stopped, processes=processes).returncode == 0
+        assert_same(stopped, quiet)
+
+    @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM)])
+    def test_the_second_one_ends_at_once(self, trains, tmp_path, number, status):
+        hang = """
+import os, signal, trainer
+def hang(self):
+    open(os.environ["TRAIN_OUTPUT"] + "/started", "w").close()
+    while True:
+        signal.pause()
+trainer.Trainer.step = hang
+"""
+        run = trains.start(*SMALL, "--output_dir", tmp_path / "run", patch=hang)
+        run.wait_for("started")
+        run.signal(number)
+        run.signal(number)
+        result = run.wait()
+        while result.returncode is None:
+            run.signal(number)
+        assert result.returncode == status
+        assert "Traceback" not in result.stderr
+
+
+class TestDamage:
+    @pytest.fixture
+    def run(self, trains, tmp_path) -> Path:
+        """A run that was stopped, with two checkpoints."""
+        folder = tmp_path / "run"
+        run = trains.start(*SMALL, "--checkpoint_every", "3", "--output_dir", folder, patch=TELL.format(step=8))
+        run.wait_for("started")
+        run.signal(signal.SIGTERM)
+        assert run.wait().returncode == 75
+        assert len(list((folder / "checkpoints").iterdir())) == 2
+        return folder
+
+    @pytest.mark.parametrize("file", ["model.safetensors", "state.json", "manifest.json"])
+    def test_a_truncated_checkpoint_is_passed_over(self, trains, run, tmp_path, file):
+        before, newest = sorted((run / "checkpoints").iterdir())
+        with (newest / file).open("r+b") as opened:
+            opened.truncate(100)
+        result = trains.run(*SMALL, "--checkpoint_every", "3", "--output_dir", run)
+        assert result.returncode == 0, result.stderr
+        assert newest.name in result.stderr
+        assert file in result.stderr
+        assert f"step {int(before.name.split('_')[1])}" in result.stdout
+        quiet = tmp_path / "quiet"
+        assert trains.run(*SMALL, "--checkpoint_every", "3", "--output_dir", quiet).returncode == 0
+        assert_same(run, quiet)
+
+    def test_another_config_is_refused_by_key(self, trains, run):
+        before = result_of(run)
+        result = trains.run(*SMALL, "--checkpoint_every", "3", "--learning_rate", "0.5", "--output_dir", run)
+        assert result.returncode == 2
+        assert "learning_rate" in result.stderr
+        assert "0.001" in result.stderr
+        assert "--resume false" in result.stderr
+        assert result_of(run) == before
+
+    def test_a_full_disk_ends_the_run_and_keeps_the_last_good_checkpoint(self, trains, tmp_path):
+        small = tmp_path / "small"
+        small.mkdir()
+        # One checkpoint of this network takes 0.7 MB; the third one does not fit beside the two that are kept.
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2100k", "tmpfs", small], check=True)
+        try:
+            arguments = [*SMALL, "--checkpoint_every", "3", "--checkpoints_kept", "5", "--output_dir", small / "run"]
+            result = trains.run(*arguments)
+            assert result.returncode == 1
+            assert "Traceback" not in result.stderr
+            assert "No space left" in result.stderr
+            checkpoint = newest_checkpoint(small / "run" / "checkpoints")
+            assert str(checkpoint.folder) in result.stderr
+            subprocess.run(["mount", "-o", "remount,size=20m", small], check=True)
+            assert trains.run(*arguments).returncode == 0
+        finally:
+            subprocess.run(["umount", small], check=True)
+
+
+class TestNotFinite:
+    POISON = """
+import objectives, torch
+call, count = objectives.Objective.__call__, [0]
+def poisoned(self, model, batch):
+    losses = call(self, model, batch)
+    count[0] += 1
+    if count[0] in {steps}:
+        return losses._replace(loss=losses.loss * {factor})
+    return losses
+objectives.Objective.__call__ = poisoned
+"""
+
+    def test_a_step_is_skipped_and_counted(self, trains, tmp_path):
+        """Ten steps of which two are skipped: the weights are those of the eight others."""
+        patch = self.POISON.format(steps="(4, 7)", factor="float('nan')")
+        result = trains.run(*SMALL, "--output_dir", tmp_path / "run", patch=patch)
+        assert result.returncode == 0, result.stderr
+        lines = (tmp_path / "run" / "loss_log.csv").read_text().splitlines()
+        skipped = lines[0].split(",").index("skipped_steps")
+        assert [int(line.split(",")[skipped]) for line in lines[1:]] == [0, 0, 0, 1, 1, 1, 2, 2, 2, 2, 2, 2]
+        optimizer = load_file(max((tmp_path / "run" / "checkpoints").iterdir()) / "optimizer.safetensors")
+        assert {value.item() for name, value in optimizer.items() if name.startswith("step.")} == {10}
+        assert all(torch.isfinite(value).all() for value in optimizer.values())
+
+    @pytest.mark.parametrize("processes", [1, 2])
+    def test_too_many_in_a_row_end_the_run(self, trains, tmp_path, processes):
+        patch = self.POISON.format(steps="range(6, 100)", factor="float('inf')")
+        flags = ["--max_skipped_steps", "3", "--checkpoint_every", "2", "--output_dir", tmp_path / "run"]
+        result = trains.run(*SMALL, *flags, patch=patch, processes=processes)
+        assert result.returncode == 1
+        assert "Traceback" not in result.stderr
+        assert "3 steps in a row, up to step 8," in result.stderr
+        assert "at t from " in result.stderr
+        assert "step_00000006" in result.stderr  # nothing bad enters the weights, so this one is good
+
+
+class TestRunsThatMustAgree:
+    """Step by step, not only at the end: the losses of each step, before rounding can grow."""
+
+    def losses(self, folder: Path) -> torch.Tensor:
+        rows = (folder / "loss_log.csv").read_text().splitlines()[1:]
+        return torch.tensor([[float(value or "nan") for value in row.split(",")] for row in rows])
+
+    @pytest.mark.parametrize(("flags", "processes"), [(["--gradient_accumulation_steps", "8"], 1), ([], 2),
+                                                      (["--gradient_accumulation_steps", "2"], 2)])  # fmt: skip
+    @pytest.mark.parametrize("sampling", ["uniform", "stratified", "importance"])
+    def test_a_batch_can_be_divided(self, trains, tmp_path, flags, processes, sampling):
+        common = [*SMALL, "--timestep_sampling", sampling, "--num_train_timesteps", "8", "--beta_end", "0.9"]
+        assert trains.run(*common, "--output_dir", tmp_path / "whole").returncode == 0
+        divided = trains.run(*common, *flags, "--output_dir", tmp_path / "divided", processes=processes)
+        assert divided.returncode == 0, divided.stderr
+        whole, other = self.losses(tmp_path / "whole"), self.losses(tmp_path / "divided")
+        # The same sums in another order: float32 rounding, 6e-8 of each of some hundred operations, which twelve steps of
+        # AdamW with a rate of 1e-3 do not make larger than 1e-4.
+        torch.testing.assert_close(whole, other, rtol=1e-4, atol=1e-5, equal_nan=True)
+
+    def test_the_order_is_that_of_the_seed(self, trains, tmp_path):
+        for seed in (0, 1):
+            assert trains.run(*SMALL, "--seed", seed, "--output_dir", tmp_path / str(seed)).returncode == 0
+        assert not torch.equal(self.losses(tmp_path / "0"), self.losses(tmp_path / "1"))
+
+
+def test_a_finished_run_is_left_as_it_is(trains, tmp_path):
+    arguments = [*SMALL, "--output_dir", tmp_path / "run"]
+    assert trains.run(*arguments).returncode == 0
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+    result = trains.run(*arguments)
+    assert result.returncode == 0
+    assert "--resume false" in result.stdout
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before
+    again = trains.run(*arguments, "--resume", "false")
+    assert again.returncode == 0
+    assert_same(tmp_path / "run", tmp_path / "run.1")
+
+
+def test_a_data_set_that_shrank_is_refused(trains, tmp_path):
+    import datasets
+
+    whole = datasets.load_dataset("training/data/digits", split="train[:64]")
+    folder = tmp_path / "data"
+    whole.save_to_disk(folder)
+    arguments = [*SMALL, "--dataset_name", folder, "--output_dir", tmp_path / "run"]
+    run = trains.start(*arguments, patch=TELL.format(step=5))
+    run.wait_for("started")
+    run.signal(signal.SIGTERM)
+    assert run.wait().returncode == 75
+    for file in folder.iterdir():
+        os.remove(file)
+    whole.select(range(60)).save_to_disk(folder)
+    result = trains.run(*arguments)
+    assert result.returncode == 2
+    assert "`dataset_name`" in result.stderr
+    assert "64" in result.stderr
+    assert "60" in result.stderr
+
+
+def test_metrics_count_all_sessions(trains, tmp_path):
+    """Seconds go on where they were; a figure of the last session alone would flatter the run."""
+    arguments = [*SMALL, "--output_dir", tmp_path / "run"]
+    run = trains.start(*arguments, patch=TELL.format(step=6))
+    run.wait_for("started")
+    run.signal(signal.SIGTERM)
+    assert run.wait().returncode == 75
+    before = newest_checkpoint(tmp_path / "run" / "checkpoints").state["seconds"]
+    assert trains.run(*arguments).returncode == 0
+    training = json.loads((tmp_path / "run" / "metrics.json").read_text())["training"]
+    assert training["steps"] == 12
+    assert training["seconds"] >= round(before, 1)
