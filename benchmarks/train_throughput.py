@@ -11,9 +11,8 @@ parameters. Images are random. All loops run round by round, in turn, so that a 
 ratios are of our images per second to those of a loop in the same round: the median, the least and the most. The peak is
 what a large matrix product or convolution reaches (training/machine.py), measured in every round too.
 
-On a machine that others use too, only `--clock processor --threads 1` gives ratios that mean something.
-
-It leaves out what lucidrains' loader does in processes of its own.
+On a machine that others use too, only `--clock processor --threads 1` gives ratios that mean something;
+it leaves out what lucidrains' loader does in processes of its own.
 
 With --processes 2 ours also runs as two processes, with the same batch and the same threads (or as many GPUs) in all.
 """

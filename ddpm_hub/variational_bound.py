@@ -129,9 +129,7 @@ class VariationalBound:
         divergence = _mean_of_each(gaussian_kl(gain * (x_0 - estimate).square(), log_ratio))
         log_variance = log_small + log_ratio
         if not x_0.is_cpu or torch.compiler.is_compiling():
-            # The host must not read which images are at t = 1, so the decoder judges all, the others on their own x_0: the
-            # error of other times can be too large for it.
-            estimate = torch.where(is_decoder > 0, estimate, x_0)
+            # The host must not read which images are at t = 1, so the decoder judges all.
             return torch.where(is_decoder.flatten() > 0, self._decoder_term(x_0, estimate, log_variance), divergence)
         at_first = (timesteps == 0).nonzero().flatten()
         if not len(at_first):

@@ -5,6 +5,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from build_model import build_scheduler, build_unet, check_network
+from diffusers.models.attention_processor import Attention
+from diffusers.models.resnet import ResnetBlock2D
 from train_config import TrainConfig, UserError
 
 
@@ -149,3 +151,22 @@ class TestScheduler:
     def test_what_the_scheduler_refuses_is_a_mistake_of_the_user(self, values, message):
         with pytest.raises(UserError, match=message):
             build_scheduler(TrainConfig(**values))
+
+
+def test_it_begins_as_the_identity():
+    """Every residual and attention block adds nothing at first, and the prediction is 0, so the loss begins at E[target²]."""
+    unet = build_unet(TrainConfig(attention_resolutions=(8,)), data(1, 8, 8))
+    x = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    time = torch.randn(2, 128)
+    with torch.no_grad():
+        assert not unet(x, torch.tensor([3, 900]), class_labels=torch.tensor([0, 1])).sample.any()
+        blocks = [m for m in unet.modules() if isinstance(m, (ResnetBlock2D, Attention))]
+        assert len(blocks) > 5
+        for block in blocks:
+            if isinstance(block, Attention):
+                h = torch.randn(2, block.to_q.in_features, 4, 4)
+                assert torch.equal(block(h), h)
+            else:
+                h = torch.randn(2, block.in_channels, 4, 4)
+                shortcut = h if block.conv_shortcut is None else block.conv_shortcut(h)
+                assert torch.equal(block(h, time), shortcut)

@@ -23,7 +23,8 @@ class Images:
 
 
 def squared(model, batch: Images) -> torch.Tensor:
-    return model(batch.pixels).square().sum()
+    output = model(batch.pixels)
+    return (output * output).sum()  # the product keeps both of its factors
 
 
 class TestActivations:
@@ -36,10 +37,12 @@ class TestActivations:
     def test_weights_do_not_count_and_neither_does_what_is_there_once(self):
         class Scaled(torch.nn.Linear):
             def forward(self, values):
-                return torch.nn.functional.linear(values, self.weight * 2)  # a copy of the weights is kept
+                return torch.nn.functional.linear(values, self.weight * 2)  # kept for the pixels' gradient
 
         model = Scaled(10, 10, bias=False)
-        assert activation_bytes(model, squared, Images(torch.randn(6, 10))) == 4 * (10 + 10 + 3 * 10)
+        assert activation_bytes(model, squared, Images(torch.randn(6, 10, requires_grad=True))) == 4 * (
+            10 + 10 + 3 * 10
+        )
 
     def test_a_batch_of_one(self):
         model = torch.nn.Conv2d(2, 5, 3, padding=1)

@@ -377,7 +377,7 @@ class TestGuidance:
 
     @pytest.mark.parametrize("scale", [-1, float("nan"), float("inf"), "2", None])
     def test_scales_out_of_range(self, scale):
-        with pytest.raises(ValueError, match="`guidance_scale` is .*at least 0"):
+        with pytest.raises(ValueError, match=r"`guidance_scale` is .*at least 0"):
             make_pipeline().stream(class_labels=[0], guidance_scale=scale)
 
     def test_without_classes_it_is_refused(self):

@@ -161,6 +161,12 @@ class TestTheOrder:
                 moved += shuffled[window] != plain[window]
         assert moved > 6  # of 12, of which a permutation of 6 or 5 leaves one unchanged in 1 of 120 at most
 
+    def test_every_window_of_every_epoch_is_shuffled_in_its_own_way(self, tmp_path):
+        folder = save_shards(tmp_path / "data", [list(range(24))])
+        seen = numbers(draw(streaming(folder), 18)[0])
+        ways = {tuple(image % 6 for image in seen[begin : begin + 6]) for begin in range(0, 72, 6)}
+        assert len(ways) > 9  # of twelve, which are drawn from the 720 that there are
+
     def test_the_seed_decides(self, folder):
         first, again, other = (numbers(draw(streaming(folder, seed=seed), 6)[0]) for seed in (0, 0, 1))
         assert first == again != other

@@ -3,9 +3,6 @@
 import signal
 from types import FrameType
 
-import torch
-import torch.distributed
-
 STOPPED = 75  # exit status: the same command goes on (EX_TEMPFAIL of sysexits.h)
 INTERRUPTED = 130  # exit status: ended at once
 
@@ -21,9 +18,11 @@ class StopSignal:
         self.received: int | None = None
         self._before: dict[int, object] = {}
         self._group = None
-        self._exchange: tuple[torch.Tensor, torch.distributed.Work] | None = None
+        self._exchange = None  # a flag on the CPU, and the work that fills it
 
     def __enter__(self) -> "StopSignal":
+        import torch.distributed  # late: `train.py --help` needs the exit statuses alone
+
         for number in (signal.SIGTERM, signal.SIGINT):
             self._before[number] = signal.signal(number, self._on_signal)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -47,6 +46,8 @@ class StopSignal:
         """Whether to stop now; to be called once a step by every process."""
         if self._group is None:
             return self.received is not None
+        import torch
+
         stop = False
         if self._exchange is not None:
             flag, work = self._exchange

@@ -98,11 +98,12 @@ class TimestepSampler:
         nowhere = self._config.num_train_timesteps
         timesteps, order = torch.where(losses.isfinite(), timesteps, nowhere).sort(stable=True)
         losses = losses.index_select(0, order).to(self._losses.dtype)
-        # The k-th loss of a t in this batch goes k places on in its ring; of more than ten the last ten stay.
+        # The k-th loss of a t in this batch goes k places on in its ring. Of more than ten the last ten stay: of two that go
+        # to one place a GPU would keep any.
         begin, end = (torch.searchsorted(timesteps, timesteps, right=right) for right in (False, True))
         number = torch.arange(len(timesteps), device=timesteps.device)
         place = (self._counts.index_select(0, timesteps) + number - begin) % HISTORY
-        is_kept = (end - number <= HISTORY) & (timesteps < nowhere)
+        is_kept = end - number <= HISTORY
         flat = torch.where(is_kept, timesteps * HISTORY + place, nowhere * HISTORY)
         self._losses.view(-1).scatter_(0, flat, torch.where(is_kept, losses, 0.0))
         self._counts.scatter_add_(0, timesteps, torch.ones_like(timesteps))

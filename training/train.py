@@ -17,6 +17,7 @@ Exit status: 0 done; 1 trained and saved but not published, or failed with a mes
 every failure into 1 and adds a traceback of its own, unless it is told to be `--quiet`.)
 """
 
+import dataclasses
 import json
 import signal
 import sys
@@ -75,7 +76,8 @@ def run(config: TrainConfig, output: Path, found: Found) -> int:
     set_seed(config.seed)
     pipeline = DDPMHubPipeline(build_unet(config, data), scheduler, id2label=dict(enumerate(data.class_names)))
     if config.dry_run:
-        report = timed_steps(config, data, pipeline, accelerator)
+        resolved = dataclasses.replace(config, mixed_precision=accelerator.mixed_precision)
+        report = timed_steps(resolved, data, pipeline, accelerator)
         if accelerator.is_main_process:
             print(report)
         return 0

@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator
 from averaged_weights import AveragedWeights
 from checkpoints import Checkpoint, save_checkpoint
+from diffusers.models.resnet import ResnetBlock2D
 from image_data import ImageData
 from learning_rate import learning_rate
 from objectives import Objective
@@ -43,6 +44,11 @@ class Trainer:
         self.config, self.accelerator, self.step_count = config, accelerator, 0
         # Convolutions are fastest where the channels of a pixel lie together, on CPUs and GPUs alike.
         self.unet = pipeline.unet.to(accelerator.device, memory_format=torch.channels_last).train()
+        for module in self.unet.modules():
+            # In training mode diffusers' block copies the input of its shortcut into the slow format, and back again in the
+            # backward pass. That is all the mode changes: its drop-out is a module of its own, which stays in training.
+            if isinstance(module, ResnetBlock2D):
+                module.training = False
         if config.gradient_checkpointing:
             self.unet.enable_gradient_checkpointing()
         optimizer = torch.optim.AdamW(
