@@ -265,6 +265,7 @@ def _speed_table(model: ModelFolder) -> str:
         {
             "What": [plain(row["what"]) for row in rows],
             "Images per second": figures("images_per_second"),
+            "Share of peak": figures("share_of_peak"),
             "Steps per image": figures("num_inference_steps"),
             "Batch": figures("batch_size"),
             "Precision": [plain(row.get("dtype", "")) for row in rows],

@@ -1,11 +1,18 @@
 """Shared parts of the tests: tiny real networks, and processes that are started as a user starts them."""
 
+import atexit
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+
+# Before anything is imported that looks it up: tests leave the user's caches alone.
+os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="ddpm_hub_tests_")
+atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
 
 import pytest
 import torch

@@ -22,12 +22,13 @@ from ddpm_hub.shared_files import shared_file
 
 MACHINE = {"name": "Some CPU", "threads": 13, "torch": "9.8.7"}
 METRICS = {
-    "training": {"steps": 311, "seconds": 312.5, "images_per_second": 313.25, "loss": 0.314, "num_images": 315,
+    "training": {"steps": 311, "seconds": 312.5, "images_per_second": 313.25, "share_of_peak": 0.3125, "loss": 0.314, "num_images": 315,
                  "dataset": "petals", "dataset_on_hub": False, "machine": MACHINE},
     "samples": {"file": "samples/step_000311.png", "num_samples": 321, "seed": 7000, "num_inference_steps": 323,
-                "class_in_each_column": True},
+                "eta": 0.3235, "guidance_scale": 3.235, "class_in_each_column": True},
     "evaluation": [{"type": "class_fidelity", "name": "Class fidelity", "description": "what was seen", "value": 0.331,
-                    "num_samples": 332, "seed": 333, "num_inference_steps": 334, "extractor": "An SVC",
+                    "num_samples": 332, "seed": 333, "num_inference_steps": 334, "eta": 0.3345,
+                    "guidance_scale": 3.345, "extractor": "An SVC",
                     "reference": {"name": "real images", "value": 0.335}}],
     "speed": [{"what": "sampling", "images_per_second": 341.5, "num_inference_steps": 342, "batch_size": 343,
                "dtype": "float13", "machine": {"name": "Other GPU", "devices": 17, "torch": "6.5.4"}}],
@@ -77,7 +78,7 @@ class TestFigures:
                   ("samples", "file"),  # the name of a picture that is there
                   ("training", "dataset")}  # config.yaml has it, too  # fmt: skip
         removable = {p: value for p, value in leaves(METRICS) if not isinstance(value, bool) and p not in needed}
-        assert len(removable) == 26
+        assert len(removable) == 31
         for (*parents, last), value in removable.items():
             metrics = copy.deepcopy(METRICS)
             parent = metrics
@@ -104,7 +105,8 @@ class TestFigures:
         assert card.data.datasets is None  # a local folder
         (result,) = card.data.eval_results
         assert result.metric_args == {key: entry[key] for key in
-                                      ("num_samples", "seed", "num_inference_steps", "extractor", "reference")}  # fmt: skip
+                                      ("num_samples", "seed", "num_inference_steps", "eta", "guidance_scale", "extractor",
+                                       "reference")}  # fmt: skip
         expected = metadata_eval_result(
             model_pretty_name="flowers",
             task_pretty_name=None,
@@ -421,3 +423,13 @@ class TestTheTemplate:
         (tmp_path / "posix_prefix" / "data" / "share" / "ddpm_hub" / "model_card.md").touch()
         monkeypatch.setattr("sysconfig.get_default_scheme", lambda: "posix_prefix")
         assert shared_file("model_card.md").is_relative_to(tmp_path / "posix_prefix")
+
+
+def test_the_snippets_draw_as_the_run_drew(tmp_path):
+    """η and the guidance of the configuration, where they are not those of a plain DDPM; in the package's pipeline only."""
+    config = dataclasses.replace(TrainConfig(), eta=0.25, guidance_scale=2.5, output_dir=str(tmp_path))
+    card = render_card(save_run(tmp_path / "run", config=config)).content
+    assert card.count("eta=0.25, guidance_scale=2.5") == 2  # with the package, and by trust
+    plain = render_card(save_run(tmp_path / "plain")).content
+    assert "eta=" not in plain
+    assert "guidance_scale=" not in plain

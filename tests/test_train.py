@@ -308,7 +308,7 @@ class TestMistakes:
             (["--output_dir", "/proc/run"], "`output_dir` is '/proc/run'"),
             (
                 ["--block_out_channels", "[3,6]", "--norm_num_groups", "3"],
-                "`block_out_channels` is .*at least 8 channels",
+                "`block_out_channels` is .*attention_head_dim = 8",
             ),
             (["--attention_resolutions", "[8,5]"], "`attention_resolutions` is .*height 5; the heights are 8, 4"),
             (["--beta_end", "2", "--dataset_name", "no/such/folder"], "`beta_end` is 2.0"),

@@ -145,7 +145,7 @@ def _decode_all(images: EncodedImages, folder: Path | None) -> Manifest:
             return Manifest(len(images), unreadable, "", (0, 0, 0), "uint8", False, "", 0)
         file = PixelFile(folder, len(images), images.decoder.layout)
         try:
-            with closing(images.decode_in_order(available_threads())) as chunks:
+            with closing(images.decode_in_order(images.best_threads())) as chunks:
                 for start, chunk in chunks:
                     unreadable += [_unreadable(start + i, e) for i, e in enumerate(chunk) if isinstance(e, Exception)]
                     pixels = [image for image in chunk if isinstance(image, np.ndarray)]

@@ -5,6 +5,8 @@ import threading
 import weakref
 from collections.abc import Callable
 
+import torch
+
 STEPS_AHEAD = 2
 # How long the end of the process waits for a thread that reads from the network.
 LONGEST_WAIT_SECONDS = 10.0
@@ -40,6 +42,9 @@ class ReadAhead:
 def _work_ahead(
     work: Callable[[int], object], done: queue.SimpleQueue, free: threading.Semaphore, stopped: threading.Event
 ) -> None:
+    # Its operations are small. A second team of OpenMP threads, on as many cores, would slow the network's: waiting threads
+    # then go to sleep at once, and are woken at each layer.
+    torch.set_num_threads(1)  # of this thread alone
     number = 0
     while True:
         free.acquire()

@@ -91,11 +91,12 @@ def run(config: TrainConfig, output: Path, found: Found) -> int:
 def make_accelerator(config: TrainConfig, output: Path):
     """accelerate, set up as the configuration asks."""
     from accelerate import Accelerator, PartialState
-    from accelerate.utils import ProjectConfiguration, TorchDynamoPlugin
+    from accelerate.utils import ProjectConfiguration, TorchDynamoPlugin, parse_flag_from_env
     from machine import resolve_precision
 
+    device = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU")).device
     accelerator = Accelerator(
-        mixed_precision=resolve_precision(config.mixed_precision, PartialState().device),
+        mixed_precision=resolve_precision(config.mixed_precision, device),
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         log_with=list(config.report_to) or None,
         project_config=ProjectConfiguration(project_dir=str(output), logging_dir=str(output / "trackers")),
