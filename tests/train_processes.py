@@ -38,8 +38,7 @@ class TrainServer:
         self._count = 0
 
     def close(self) -> None:
-        self._process.stdin.close()
-        self._process.wait()
+        self._process.communicate()
         self._folder.cleanup()
 
     def ask(self, **command) -> int:

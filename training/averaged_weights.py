@@ -5,8 +5,6 @@ copy of the parameters.
 """
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from config_checks import LARGEST_EMA_STD
@@ -78,21 +76,6 @@ class AveragedWeights:
         parts = [part.float() for part in self._parts()]  # themselves, where they are float32
         for name in self.names:
             torch._foreach_lerp_(self._averages[name], parts, 1 - self.decay(name, step))
-
-    @contextmanager
-    def in_place(self, name: str) -> Iterator[None]:
-        """The parameters hold this average inside, and afterwards bit by bit what they held before, also after an error.
-
-        They stay the same objects in the same memory, on which the optimizer, DDP and FSDP rely.
-        """
-        with torch.no_grad():
-            before = [part.clone() for part in self._parts()]
-            torch._foreach_copy_(self._parts(), self._averages[name])
-        try:
-            yield
-        finally:
-            with torch.no_grad():
-                torch._foreach_copy_(self._parts(), before)
 
     def state(self, name: str) -> dict[str, torch.Tensor]:
         """An average as whole float32 tensors by the parameters' names. Of `DTensor`s every process must ask for it.

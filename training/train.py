@@ -136,6 +136,7 @@ def train_and_judge(config: TrainConfig, data, validation, pipeline, accelerator
                 print(
                     f"Stopped after {figures['steps']:,} steps with a checkpoint; the same command goes on from there."
                 )
+            accelerator.end_training()
             return STOPPED
         return finish(config, data, (figures, averaged), accelerator, output)
     except KeyboardInterrupt:
