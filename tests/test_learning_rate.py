@@ -4,7 +4,8 @@ import dataclasses
 import math
 
 import pytest
-from learning_rate import LR_SCHEDULES, learning_rate
+from config_checks import CHOICES
+from learning_rate import learning_rate
 from train_config import TrainConfig
 
 CONFIG = dataclasses.replace(TrainConfig(), learning_rate=0.5, warmup_steps=4, max_train_steps=24)
@@ -15,7 +16,7 @@ def rates(**changes) -> list[float]:
     return [learning_rate(config, step) for step in range(config.max_train_steps)]
 
 
-@pytest.mark.parametrize("schedule", LR_SCHEDULES)
+@pytest.mark.parametrize("schedule", CHOICES["lr_schedule"])
 def test_it_rises_evenly_to_the_highest_rate(schedule):
     assert rates(lr_schedule=schedule)[:5] == pytest.approx([0.125, 0.25, 0.375, 0.5, 0.5])
 

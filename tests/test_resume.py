@@ -16,7 +16,7 @@ from checkpoints import save_checkpoint
 from config_parser import parse_config
 from conftest import REPOSITORY
 from output_folder import check_output, claim_output, hold_output
-from resume import FREE_KEYS, check_data, find_run, missing, note_done
+from resume import FREE_KEYS, check_data, check_precision, find_run, missing, note_done
 from train_config import TrainConfig, UserError
 
 
@@ -44,7 +44,13 @@ def start(config: TrainConfig, *steps: int, finished: bool = False) -> Path:
     folder = check_output(config)
     claim_output(folder, config, find_run(config, folder).in_place)
     for step in steps:
-        save_checkpoint(folder / "checkpoints", step, {"model": {"a": torch.ones(1)}}, {"step": step}, keep=2)
+        save_checkpoint(
+            folder / "checkpoints",
+            step,
+            {"model": {"a": torch.ones(1)}},
+            {"step": step, "mixed_precision": "bf16"},
+            keep=2,
+        )
     if finished:
         (folder / "model_index.json").write_text("{}")
         (folder / "metrics.json").write_text(json.dumps({"training": {"steps": config.max_train_steps}}))
@@ -365,3 +371,30 @@ def test_data_that_changed(config):
         check_data({"data": {"num_images": 5, "fingerprint": "a"}}, Data(5, "b"), config)
     with pytest.raises(UserError, match=r"has an unknown number of images now and had 5 images"):
         check_data({"data": {"num_images": 5, "fingerprint": "a"}}, Data(None, "a"), config)
+
+
+class TestPrecision:
+    def test_auto_must_mean_the_same(self, config):
+        auto = dataclasses.replace(config, mixed_precision="auto")
+        check_precision({"mixed_precision": "bf16"}, "bf16", auto)
+        with pytest.raises(
+            UserError, match="`mixed_precision` is 'auto', which is 'no' on this machine and was 'bf16'"
+        ):
+            check_precision({"mixed_precision": "bf16"}, "no", auto)
+
+    def test_what_it_meant_may_be_said(self, config):
+        auto = dataclasses.replace(config, mixed_precision="auto")
+        start(auto, 100)
+        assert find(auto, mixed_precision="bf16").kind == "resume"
+        with pytest.raises(UserError, match="`mixed_precision` was"):
+            find(auto, mixed_precision="no")
+
+
+def test_passes_are_not_free_with_drop_out(config):
+    """Its masks are drawn pass by pass."""
+    start(config, 100)
+    assert find(config, gradient_accumulation_steps=2).kind == "resume"
+    other = dataclasses.replace(config, dropout=0.1, output_dir=config.output_dir + "2")
+    start(other, 100)
+    with pytest.raises(UserError, match="`gradient_accumulation_steps` was 1 and is 2"):
+        find(other, gradient_accumulation_steps=2)

@@ -6,7 +6,8 @@ import math
 
 import pytest
 import torch
-from timestep_sampling import HISTORY, UNIFORM_SHARE, TimestepSampler
+from config_checks import LOSSES_PER_TIMESTEP
+from timestep_sampling import UNIFORM_SHARE, TimestepSampler
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from train_config import TrainConfig
 
@@ -91,7 +92,7 @@ class TestImportance:
     def test_it_is_uniform_until_every_timestep_has_ten(self):
         sampler = make("importance", num_train=4)
         sampler.update(torch.tensor([0, 1, 2]).repeat_interleave(50), torch.linspace(1, 100, 150))
-        sampler.update(torch.full((HISTORY - 1,), 3), torch.ones(HISTORY - 1))
+        sampler.update(torch.full((LOSSES_PER_TIMESTEP - 1,), 3), torch.ones(LOSSES_PER_TIMESTEP - 1))
         assert torch.equal(sampler.draw(0)[1], torch.ones(8))
         assert torch.equal(sampler.draw(0)[0], make("uniform", num_train=4).draw(0)[0])
         sampler.update(torch.tensor([3]), torch.ones(1))
@@ -99,7 +100,9 @@ class TestImportance:
 
     def test_timesteps_are_drawn_as_often_as_their_losses_are_large(self):
         """p_t ∝ √E[L_t²] but for the uniform share, by counting; and the weights are 1/(T p_t)."""
-        losses = torch.rand(5, HISTORY, generator=torch.Generator().manual_seed(0)) * torch.arange(1, 6)[:, None]
+        losses = (
+            torch.rand(5, LOSSES_PER_TIMESTEP, generator=torch.Generator().manual_seed(0)) * torch.arange(1, 6)[:, None]
+        )
         size = losses.double().square().mean(1).sqrt()
         wanted = (1 - UNIFORM_SHARE) * size / size.sum() + UNIFORM_SHARE / 5
         sampler = filled(losses, batch_size=500)
@@ -114,7 +117,7 @@ class TestImportance:
     def test_the_weighted_mean_is_the_uniform_one(self):
         """E[w_t L_t] = mean of L over t, whatever the history said; five standard deviations of the mean of n draws."""
         random = torch.Generator().manual_seed(1)
-        sampler = filled(torch.rand(50, HISTORY, generator=random) ** 4, batch_size=1000)
+        sampler = filled(torch.rand(50, LOSSES_PER_TIMESTEP, generator=random) ** 4, batch_size=1000)
         of_each = torch.rand(50, generator=random).double()
         drawn = [sampler.draw(step) for step in range(50)]
         values = torch.cat([weights * of_each[timesteps] for timesteps, weights in drawn])
@@ -125,7 +128,7 @@ class TestImportance:
     def test_it_lowers_the_variance_of_the_estimate(self):
         """With losses that are known and do not vary at a given t, only the uniform share varies."""
         sizes = 10.0 ** -torch.arange(0, 4, 0.1)
-        timesteps, weights = filled(sizes[:, None].expand(-1, HISTORY), batch_size=2000).draw(0)
+        timesteps, weights = filled(sizes[:, None].expand(-1, LOSSES_PER_TIMESTEP), batch_size=2000).draw(0)
         estimates = weights * sizes[timesteps]
         uniform = sizes[make("uniform", num_train=len(sizes), batch_size=2000).draw(0)[0]]
         assert estimates.std() < 0.05 * uniform.std()
@@ -133,7 +136,10 @@ class TestImportance:
     def test_the_history_is_that_of_a_plain_queue(self):
         """Batches with many of one t, more than the ring has places for, and losses that are not finite."""
         random = torch.Generator().manual_seed(0)
-        sampler, queues = make("importance", num_train=6), [collections.deque(maxlen=HISTORY) for _ in range(6)]
+        sampler, queues = (
+            make("importance", num_train=6),
+            [collections.deque(maxlen=LOSSES_PER_TIMESTEP) for _ in range(6)],
+        )
         for _ in range(30):
             timesteps = torch.randint(6, (40,), generator=random) * torch.randint(2, (40,), generator=random)
             losses = torch.rand(40, generator=random)
@@ -143,29 +149,29 @@ class TestImportance:
                     queues[t].append(loss)
             sampler.update(timesteps, losses)
             state = sampler.state()
-            assert state["counts"].clamp(max=HISTORY).tolist() == [len(queue) for queue in queues]
+            assert state["counts"].clamp(max=LOSSES_PER_TIMESTEP).tolist() == [len(queue) for queue in queues]
             for t, queue in enumerate(queues):
                 known = state["losses"][t][: len(queue)]
                 assert sorted(known.tolist()) == sorted(queue)
-                newest = (state["counts"][t] - 1) % HISTORY
+                newest = (state["counts"][t] - 1) % LOSSES_PER_TIMESTEP
                 assert not queue or state["losses"][t][newest] == queue[-1]
-        assert all(len(queue) == HISTORY for queue in queues)
+        assert all(len(queue) == LOSSES_PER_TIMESTEP for queue in queues)
 
     def test_losses_that_are_not_finite_change_nothing(self):
-        sampler = filled(torch.rand(4, HISTORY, generator=torch.Generator().manual_seed(0)))
+        sampler = filled(torch.rand(4, LOSSES_PER_TIMESTEP, generator=torch.Generator().manual_seed(0)))
         before = sampler.state()
         sampler.update(torch.arange(4), torch.tensor([math.nan, math.inf, -math.inf, math.nan]))
         assert all(torch.equal(before[name], tensor) for name, tensor in sampler.state().items())
 
     @pytest.mark.parametrize("size", [0.0, 1e-30, 3e38])
     def test_losses_of_any_size(self, size):
-        sampler = filled(torch.full((4, HISTORY), size))
+        sampler = filled(torch.full((4, LOSSES_PER_TIMESTEP), size))
         timesteps, weights = sampler.draw(0)
         torch.testing.assert_close(weights, torch.ones(8))
         assert torch.equal(timesteps, make("uniform", num_train=4).draw(0)[0])
 
     def test_what_has_no_loss_is_still_looked_at(self):
-        losses = torch.zeros(4, HISTORY)
+        losses = torch.zeros(4, LOSSES_PER_TIMESTEP)
         losses[0] = 1.0
         timesteps, weights = filled(losses, batch_size=20_000).draw(0)
         count = (timesteps != 0).sum()
@@ -187,7 +193,7 @@ class TestImportance:
         resumed = make("importance")
         resumed.load(saved)
         train(resumed, range(90, 200))
-        assert (whole.state()["counts"] >= HISTORY).all()
+        assert (whole.state()["counts"] >= LOSSES_PER_TIMESTEP).all()
         assert all(torch.equal(resumed.state()[name], tensor) for name, tensor in whole.state().items())
         for a, b in zip(whole.draw(200), resumed.draw(200), strict=True):
             assert torch.equal(a, b)

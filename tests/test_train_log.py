@@ -68,6 +68,27 @@ class TestStepTotals:
         with pytest.raises(NotFiniteError, match="t from 1 to 8"):
             totals.read()
 
+    def test_what_was_skipped_before_is_not_suspect(self, totals):
+        add(totals, 1, [0, 9], [1.0, 1.0], math.inf)
+        add(totals, 2, [0, 9], [1.0, 1.0], 1.0)
+        for step in (3, 4, 5):
+            add(totals, step, [step, 9], [math.nan, 1.0], math.nan)
+        add(totals, 6, [0, 9], [1.0, 1.0], math.nan)
+        add(totals, 7, [0, 9], [1.0, 1.0], 1.0)
+        with pytest.raises(NotFiniteError, match=r"4 steps in a row, up to step 6, .* t from 3 to 5"):
+            totals.read()
+
+    def test_a_process_whose_losses_are_finite_is_not_suspect(self, totals):
+        rows = []
+        for losses in ([math.nan, 1.0], [1.0, 1.0]):
+            other = StepTotals(CONFIG, Accelerator(cpu=True))
+            for step in (1, 2, 3):
+                add(other, step, [5, 8] if math.isnan(losses[0]) else [0, 9], losses, math.nan)
+            rows += other.state()
+        totals.load(rows)
+        with pytest.raises(NotFiniteError, match="t from 5 to 5"):
+            totals.read()
+
     def test_fewer_in_a_row_go_on(self, totals):
         for step in range(1, 20):
             add(totals, step, [1], [1.0], math.nan if step % 3 else 1.0)

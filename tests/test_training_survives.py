@@ -26,16 +26,26 @@ BUSY = [
 SMALL = ["--block_out_channels", "[8,16]", "--max_train_steps", "12", "--warmup_steps", "2", "--batch_size", "8",
          "--num_inference_steps", "2", "--fidelity_samples", "0", "--sample_every", "0", "--log_every", "1"]  # fmt: skip
 
-# A patch that opens the fifo `started` once a step is reached, and then goes on without waiting.
-TELL = """
+# A patch after which process `rank` does something once a step is reached.
+AT_STEP = """
 import os, trainer
 step = trainer.Trainer.step
-def tell(self):
+def act(self):
     step(self)
-    if self.step_count == {step}:
-        open(os.environ["TRAIN_OUTPUT"] + "/started", "w").close()
-trainer.Trainer.step = tell
+    if self.step_count == {step} and os.environ.get("RANK", "0") == "{rank}":
+        {act}
+trainer.Trainer.step = act
 """
+
+
+def tell(step: int) -> str:
+    """The first process opens the fifo `started`, for whom [`Run.wait_for`] waits, and goes on."""
+    return AT_STEP.format(step=step, rank=0, act='open(os.environ["TRAIN_OUTPUT"] + "/started", "w").close()')
+
+
+def signalled(step: int, number: int = signal.SIGTERM, rank: int = 0) -> str:
+    """A process is sent a signal."""
+    return AT_STEP.format(step=step, rank=rank, act=f"os.kill(os.getpid(), {int(number)})")
 
 
 def result_of(folder: Path) -> dict[str, bytes]:
@@ -62,7 +72,7 @@ def test_killed_ten_times_it_ends_as_if_nothing_had_happened(trains, tmp_path, p
         # At a step that is likely reached, with the processes in any state: writing, computing, beginning to end.
         reached = newest_checkpoint(killed / "checkpoints") if killed.exists() else None
         step = min((reached.step if reached else 0) + chance.randrange(1, 9), 40)
-        run = trains.start(*BUSY, "--output_dir", killed, processes=processes, patch=TELL.format(step=step))
+        run = trains.start(*BUSY, "--output_dir", killed, processes=processes, patch=tell(step))
         run.wait_for("started")
         run.kill()
         assert run.wait().returncode == -signal.SIGKILL
@@ -77,10 +87,8 @@ class TestSignals:
     def test_the_first_one_saves_and_the_same_command_goes_on(self, trains, tmp_path, number, processes):
         quiet, stopped = tmp_path / "quiet", tmp_path / "stopped"
         assert trains.run(*BUSY, "--output_dir", quiet, processes=processes).returncode == 0
-        run = trains.start(*BUSY, "--output_dir", stopped, processes=processes, patch=TELL.format(step=17))
-        run.wait_for("started")
-        run.signal(number, rank=processes - 1)  # to one of them: all must stop
-        result = run.wait()
+        patch = signalled(17, number, rank=processes - 1)  # one of them: all must stop
+        result = trains.run(*BUSY, "--output_dir", stopped, processes=processes, patch=patch)
         assert result.returncode == 75, result.stderr
         assert "Traceback" not in result.stderr
         assert "the same command goes on" in result.stdout
@@ -89,6 +97,18 @@ class TestSignals:
         assert DDPMHubPipeline.from_pretrained(stopped)(num_inference_steps=1).images
         assert trains.run(*BUSY, "--output_dir", stopped, processes=processes).returncode == 0
         assert_same(stopped, quiet)
+
+    @pytest.mark.parametrize("step", [10, 12])
+    def test_where_a_grid_or_the_end_is_due(self, trains, tmp_path, step):
+        """A signal in the very step of a grid, and in the last one: the grid is made up for, and the run ended, later."""
+        arguments = [*SMALL, "--sample_every", "5"]
+        stopped = trains.run(*arguments, "--output_dir", tmp_path / "stopped", patch=signalled(step))
+        assert stopped.returncode == 75, stopped.stderr
+        assert newest_checkpoint(tmp_path / "stopped" / "checkpoints").step == step
+        for folder in ("stopped", "quiet"):
+            assert trains.run(*arguments, "--output_dir", tmp_path / folder).returncode == 0
+        assert len(list((tmp_path / "quiet" / "samples").glob("step_*[0-9].png"))) == 3
+        assert_same(tmp_path / "stopped", tmp_path / "quiet")
 
     @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM)])
     def test_the_second_one_ends_at_once(self, trains, tmp_path, number, status):
@@ -116,10 +136,9 @@ class TestDamage:
     def run(self, trains, tmp_path) -> Path:
         """A run that was stopped, with two checkpoints."""
         folder = tmp_path / "run"
-        run = trains.start(*SMALL, "--checkpoint_every", "3", "--output_dir", folder, patch=TELL.format(step=8))
-        run.wait_for("started")
-        run.signal(signal.SIGTERM)
-        assert run.wait().returncode == 75
+        assert (
+            trains.run(*SMALL, "--checkpoint_every", "3", "--output_dir", folder, patch=signalled(8)).returncode == 75
+        )
         assert len(list((folder / "checkpoints").iterdir())) == 2
         return folder
 
@@ -152,12 +171,12 @@ class TestDamage:
         # One checkpoint of this network takes 0.7 MB; the third one does not fit beside the two that are kept.
         subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2100k", "tmpfs", small], check=True)
         try:
-            arguments = [*SMALL, "--checkpoint_every", "3", "--checkpoints_kept", "5", "--output_dir", small / "run"]
+            arguments = [*SMALL, "--checkpoint_every", "3", "--checkpoints_kept", "5", "--output_dir", small / "Run"]
             result = trains.run(*arguments)
             assert result.returncode == 1
             assert "Traceback" not in result.stderr
             assert "No space left" in result.stderr
-            checkpoint = newest_checkpoint(small / "run" / "checkpoints")
+            checkpoint = newest_checkpoint(small / "Run" / "checkpoints")
             assert str(checkpoint.folder) in result.stderr
             subprocess.run(["mount", "-o", "remount,size=20m", small], check=True)
             assert trains.run(*arguments).returncode == 0
@@ -248,10 +267,7 @@ def test_a_data_set_that_shrank_is_refused(trains, tmp_path):
     folder = tmp_path / "data"
     whole.save_to_disk(folder)
     arguments = [*SMALL, "--dataset_name", folder, "--output_dir", tmp_path / "run"]
-    run = trains.start(*arguments, patch=TELL.format(step=5))
-    run.wait_for("started")
-    run.signal(signal.SIGTERM)
-    assert run.wait().returncode == 75
+    assert trains.run(*arguments, patch=signalled(5)).returncode == 75
     for file in folder.iterdir():
         os.remove(file)
     whole.select(range(60)).save_to_disk(folder)
@@ -265,12 +281,21 @@ def test_a_data_set_that_shrank_is_refused(trains, tmp_path):
 def test_metrics_count_all_sessions(trains, tmp_path):
     """Seconds go on where they were; a figure of the last session alone would flatter the run."""
     arguments = [*SMALL, "--output_dir", tmp_path / "run"]
-    run = trains.start(*arguments, patch=TELL.format(step=6))
-    run.wait_for("started")
-    run.signal(signal.SIGTERM)
-    assert run.wait().returncode == 75
+    assert trains.run(*arguments, patch=signalled(6)).returncode == 75
     before = newest_checkpoint(tmp_path / "run" / "checkpoints").state["seconds"]
     assert trains.run(*arguments).returncode == 0
     training = json.loads((tmp_path / "run" / "metrics.json").read_text())["training"]
     assert training["steps"] == 12
     assert training["seconds"] >= round(before, 1)
+
+
+@pytest.mark.parametrize(("flags", "environment", "message"), [
+    (["--mixed_precision", "fp16"], {}, "`mixed_precision` is 'fp16', which no CPU trains in"),
+    ([], {"ACCELERATE_MIXED_PRECISION": "bf16"}, "add --mixed_precision bf16, or set accelerate to 'no'"),
+    ([], {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}, "`gradient_accumulation_steps` is 1, while accelerate is set to 4"),
+])  # fmt: skip
+def test_a_launcher_that_asks_for_something_else_is_refused(trains, tmp_path, flags, environment, message):
+    result = trains.run(*SMALL, *flags, "--output_dir", tmp_path / "run", **environment)
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert not (tmp_path / "run").exists()

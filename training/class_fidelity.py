@@ -9,20 +9,38 @@ from sklearn.svm import SVC
 
 # A support vector machine's fitting time grows with the square of the images.
 LARGEST_FIT = 5000
+# The standardisation makes numbers of eight bytes of them.
+LARGEST_FIT_VALUES = 2**28
 # A fifth of the images of each class is held out, which must be one at least.
 FEWEST_OF_A_CLASS = 5
 
 
-def obstacle(labels: torch.Tensor) -> str | None:
-    """Why no classifier can be fitted on images with these labels; `None` if one can."""
+def largest_fit(values: int) -> int:
+    """How many images the classifier is fitted on and tested with at most, if each has so many values."""
+    return max(1, min(LARGEST_FIT, LARGEST_FIT_VALUES // values))
+
+
+def fit_rows(labels: torch.Tensor, limit: int) -> torch.Tensor:
+    """At most `limit` rows, as many of each class where there are more, so that no rare one is lost: `int64`, rising."""
+    y = labels.numpy()
+    if len(y) <= limit:
+        return torch.arange(len(y))
+    shuffled, classes = np.random.default_rng(0).permutation(len(y)), np.unique(y)
+    return torch.from_numpy(
+        np.sort(np.concatenate([shuffled[y[shuffled] == k][: limit // len(classes)] for k in classes]))
+    )
+
+
+def obstacle(labels: torch.Tensor, limit: int = LARGEST_FIT) -> str | None:
+    """Why no classifier can be fitted on at most `limit` images with these labels; `None` if one can."""
     classes, counts = labels.unique(return_counts=True)
     if len(classes) < 2:
         return f"all images are of class {classes.item()}, and a classifier needs two"
     if counts.min() < FEWEST_OF_A_CLASS:
         fewest = classes[counts.argmin()].item()
         return f"a classifier needs {FEWEST_OF_A_CLASS} images of each class, and class {fewest} has {counts.min()}"
-    if len(classes) > LARGEST_FIT // FEWEST_OF_A_CLASS:
-        return f"a classifier needs at most {LARGEST_FIT // FEWEST_OF_A_CLASS} classes, and there are {len(classes)}"
+    if len(classes) > limit // FEWEST_OF_A_CLASS:
+        return f"a classifier needs at most {limit // FEWEST_OF_A_CLASS} classes, and there are {len(classes)}"
     return None
 
 
@@ -31,7 +49,7 @@ def class_fidelity(
 ) -> dict:
     """The share of samples to which the classifier gives the class that was asked for.
 
-    The real images must be such that [`obstacle`] sees none.
+    The real images must be such that [`obstacle`] sees none, and no more than [`fit_rows`] takes.
 
     Args:
         real (`torch.Tensor` of `uint8`, shape (N, C, H, W)): the real images, with `real_labels` of shape (N,).
@@ -42,11 +60,6 @@ def class_fidelity(
         held-out real images the classifier gets right: the ceiling of the value.
     """
     x, y = real.flatten(1).numpy(), real_labels.numpy()
-    if len(x) > LARGEST_FIT:  # as many of each class, so that no rare one is lost
-        shuffled = np.random.default_rng(0).permutation(len(x))
-        classes = np.unique(y)
-        chosen = np.concatenate([shuffled[y[shuffled] == k][: LARGEST_FIT // len(classes)] for k in classes])
-        x, y = x[chosen], y[chosen]
     x_fit, x_held, y_fit, y_held = train_test_split(x, y, test_size=0.2, random_state=0, stratify=y)
     classifier = make_pipeline(StandardScaler(with_std=False), SVC(C=10.0)).fit(x_fit, y_fit)
     predicted = classifier.predict(samples.flatten(1).numpy())

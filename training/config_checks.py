@@ -152,11 +152,13 @@ def _check_data(config: TrainConfig) -> None:
         raise UserError(
             f"`label_column` is {config.label_column!r}, the same as `image_column`; leave one of them out."
         )
-    if config.streaming and "[" in config.split:
-        raise UserError(
-            f"`split` is {config.split!r}, a part of a split, which a stream does not know beforehand; take a whole split, "
-            f"or leave `streaming` out."
-        )
+    for name in ("split", "validation_split"):
+        value = getattr(config, name)
+        if config.streaming and value is not None and "[" in value:
+            raise UserError(
+                f"`{name}` is {value!r}, a part of a split, which a stream does not know beforehand; take a whole split, or "
+                f"leave `streaming` out."
+            )
 
 
 def image_size(config: TrainConfig) -> tuple[int, int] | None:

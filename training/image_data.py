@@ -74,11 +74,19 @@ class ImageData:
         pixels = self.pixels.numpy() if isinstance(self.pixels, torch.Tensor) else self.pixels
         return torch.from_numpy(np.asarray(pixels[rows.numpy()]))
 
+    def at(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Images as the network sees them, cut out in the middle: (n, C, H, W), and their classes (n,)."""
+        return cut_middle(self.fetch(rows), self.margin), None if self.labels is None else self.labels[rows]
+
     def some(self, count: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The first images as the network sees them, cut out in the middle: (n, C, H, W), and their classes (n,)."""
-        count = min(count, len(self))
-        pixels = self.fetch(torch.arange(count))
-        return cut_middle(pixels, self.margin), None if self.labels is None else self.labels[:count]
+        """[`at`] evenly spaced rows, at most `count`: data are often sorted by class."""
+        return self.at(spread_rows(len(self), count))
+
+
+def spread_rows(total: int, count: int) -> torch.Tensor:
+    """At most `count` numbers from 0 to total − 1, evenly spaced: `int64`."""
+    count = min(count, total)
+    return torch.arange(count) * total // count
 
 
 def load_images(config: TrainConfig) -> ImageData | StreamedImages:
@@ -92,7 +100,9 @@ def load_images(config: TrainConfig) -> ImageData | StreamedImages:
 
 
 def load_validation(config: TrainConfig, data: ImageData | StreamedImages) -> ImageData | None:
-    """The first images of the validation split as the network sees them, in memory; `None` if no split is named.
+    """At most `validation_images` of the validation split, evenly spaced in it, as the network sees them and in memory.
+
+    Of a stream they are the first. `None` if no split is named.
 
     Raises:
         UserError: as [`load_images`], and if their shape or classes are not those of the training data.
@@ -100,11 +110,15 @@ def load_validation(config: TrainConfig, data: ImageData | StreamedImages) -> Im
     if config.validation_split is None:
         return None
     held = dataclasses.replace(config, split=config.validation_split)
-    if config.streaming:
-        found = stream_images(held)
-    else:
-        table = load_split(held)
-        found = _read_images(table.select(range(min(config.validation_images, len(table)))), held, data.class_names)
+    try:
+        if config.streaming:
+            found = stream_images(held)
+        else:
+            table = load_split(held)
+            rows = spread_rows(len(table), config.validation_images).tolist()
+            found = _read_images(table.select(rows), held, data.class_names)
+    except UserError as error:
+        raise UserError(str(error).replace("`split`", "`validation_split`")) from error
     said = f"`validation_split` is {config.validation_split!r}, whose images"
     for what, theirs, ours in (
         ("shape (channels, height, width)", found.image_shape, data.image_shape),

@@ -15,6 +15,7 @@ import numpy as np
 import psutil
 import pyarrow as pa
 import torch
+from config_checks import image_size
 from dataset_tables import is_array
 from PIL import Image, UnidentifiedImageError
 from train_config import TrainConfig, UserError
@@ -235,10 +236,8 @@ class EncodedImages:
 
 def prepared_size(config: TrainConfig) -> tuple[int, int] | None:
     """Height and width of the prepared images with the margin for random crops; `None` for the data's own."""
-    if config.resolution is None:
-        return None
-    sides = (config.resolution,) * 2 if isinstance(config.resolution, int) else config.resolution
-    return sides[0] + config.random_crop, sides[1] + config.random_crop
+    size = image_size(config)
+    return None if size is None else (size[0] + config.random_crop, size[1] + config.random_crop)
 
 
 def crop_margin(config: TrainConfig) -> int:

@@ -4,8 +4,6 @@ import math
 
 from train_config import TrainConfig
 
-LR_SCHEDULES = ("constant", "linear", "cosine")
-
 
 def learning_rate(config: TrainConfig, step: int) -> float:
     """The rate of the optimizer step that follows `step` others.

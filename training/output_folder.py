@@ -83,8 +83,9 @@ def claim_output(folder: Path, config: TrainConfig, in_place: bool = False) -> N
         write_whole(folder / CONFIG_FILE, config.to_yaml())
         sync_folder(folder.parent)
     except OSError as error:
+        remedy = "Make room on that disk" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "Choose another folder"
         raise UserError(
-            f"`output_dir` is {config.output_dir!r}, which cannot be made: {error.strerror}. Choose another folder."
+            f"`output_dir` is {config.output_dir!r}, which cannot be written: {error.strerror}. {remedy}."
         ) from error
 
 

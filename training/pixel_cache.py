@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from durable_files import sync_folder
 from huggingface_hub.constants import HF_HOME
 from image_decoding import EncodedImages, ImageLayout, available_threads
 from pixel_file import NO_ROOM, PixelFile, has_room
@@ -175,7 +176,7 @@ def _write_manifest(folder: Path, manifest: Manifest) -> None:
         json.dump(asdict(manifest), file, ensure_ascii=False)
         file.flush()
         os.fsync(file.fileno())
-    _sync_folder(folder)
+    sync_folder(folder)
 
 
 def _install(temporary: Path, final: Path, manifest: Manifest) -> Manifest:
@@ -187,7 +188,7 @@ def _install(temporary: Path, final: Path, manifest: Manifest) -> Manifest:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
                 raise
         else:
-            _sync_folder(final.parent)
+            sync_folder(final.parent)
             return manifest
         found = _find(final, warn=False)
         if found is not None and found.stored >= manifest.stored and found.sha256 == manifest.sha256:
@@ -293,11 +294,3 @@ def _remove(path: Path) -> None:
         return
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -87,7 +87,7 @@ def _plan(config: TrainConfig, folder: Path, earlier: dict) -> Found:
     if not config.resume or earlier.keys() != {field.name for field in dataclasses.fields(config)}:
         return Found("fresh")
     changed = _changed_keys(earlier, config)
-    if _is_finished(folder, earlier["max_train_steps"]):
+    if is_finished(folder, earlier["max_train_steps"]):
         if not changed:
             return Found("finished", in_place=True, missing=missing(config, folder))
         if changed != ["max_train_steps"] or not _may_stop_at(config, earlier["max_train_steps"]):
@@ -97,6 +97,8 @@ def _plan(config: TrainConfig, folder: Path, earlier: dict) -> Found:
         return Found("fresh", in_place=not changed and not (folder / "metrics.json").exists())
     if _may_stop_at(config, checkpoint.step):
         changed = [key for key in changed if key != "max_train_steps"]
+    if earlier["mixed_precision"] == "auto" and config.mixed_precision == checkpoint.state["mixed_precision"]:
+        changed = [key for key in changed if key != "mixed_precision"]
     if changed:
         raise UserError(_disagreement(config, earlier, changed, checkpoint))
     return Found("resume", checkpoint, in_place=True)
@@ -107,7 +109,7 @@ def _may_stop_at(config: TrainConfig, step: int) -> bool:
     return config.lr_schedule == "constant" and config.max_train_steps >= step
 
 
-def _is_finished(folder: Path, steps: int) -> bool:
+def is_finished(folder: Path, steps: int) -> bool:
     """The figures are written when all steps are done and the model is saved."""
     try:
         metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
@@ -119,7 +121,9 @@ def _is_finished(folder: Path, steps: int) -> bool:
 def _changed_keys(earlier: dict, config: TrainConfig) -> list[str]:
     """The keys, in the configuration's order, that differ and may not. Compared as YAML reads them: lists, not tuples."""
     now = yaml.safe_load(config.to_yaml())
-    return [key for key in now if key not in FREE_KEYS and _text(now[key]) != _text(earlier[key])]
+    # The network's drop-out is drawn pass by pass.
+    free = FREE_KEYS - {"gradient_accumulation_steps"} if config.dropout else FREE_KEYS
+    return [key for key in now if key not in free and _text(now[key]) != _text(earlier[key])]
 
 
 def _text(value: object) -> str:
@@ -151,7 +155,7 @@ def _flag(key: str, value: object) -> str:
 def missing(config: TrainConfig, folder: Path) -> tuple[str, ...]:
     """What the configuration asks for after the training and [`note_done`] was not told: `judging`, `publishing`."""
     done = _done(folder)
-    asked = {"judging": bool(config.fidelity_samples), "publishing": config.push_to_hub is not None}
+    asked = {"judging": True, "publishing": config.push_to_hub is not None}
     return tuple(what for what in asked if asked[what] and done.get(what) != _settings(config)[what])
 
 
@@ -210,6 +214,25 @@ def check_data(state: dict, data, config: TrainConfig) -> None:
         f"{given}, {what}. To go on with the run, give it the data that it had; to begin anew on these and keep the run "
         f"beside, add --resume false."
     )
+
+
+def check_precision(state: dict, precision: str, config: TrainConfig) -> None:
+    """Whether the network is computed in what the run began with: `auto` may mean something else on another machine.
+
+    Args:
+        state (`dict`): of the checkpoint; its `mixed_precision` is the one that was used.
+        precision (`str`): the one of this process: `no`, `fp16` or `bf16`.
+        config (`TrainConfig`): of this run.
+
+    Raises:
+        UserError: if they differ.
+    """
+    if state["mixed_precision"] != precision:
+        raise UserError(
+            f"`mixed_precision` is {config.mixed_precision!r}, which is {precision!r} on this machine and was "
+            f"{state['mixed_precision']!r} where this run began. To go on with it, add --mixed_precision "
+            f"{state['mixed_precision']}; to begin anew and keep the run beside, add --resume false."
+        )
 
 
 def _count(number: int | None) -> str:

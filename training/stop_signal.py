@@ -57,3 +57,7 @@ class StopSignal:
         work = torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX, group=self._group, async_op=True)
         self._exchange = (flag, work)
         return stop
+
+    def asked_till_now(self) -> bool:
+        """[`asked`] of all signals that have come, after the last step: waits for the other processes."""
+        return self.asked() or self.asked()

@@ -4,10 +4,10 @@ Every draw is a function of the seed and the step (and, by importance, of the lo
 """
 
 import torch
+from config_checks import LOSSES_PER_TIMESTEP
 from random_batches import generator
 from train_config import TrainConfig
 
-HISTORY = 10  # losses of each t that its importance is estimated from (arXiv:2102.09672, section 3.3)
 # The share of draws that stays uniform by importance, so that a t whose losses were small is still looked at, and its
 # weight is at most 1/UNIFORM_SHARE. The bound's terms span four orders of magnitude, so 0.001 changes none that matters.
 UNIFORM_SHARE = 0.001
@@ -34,7 +34,7 @@ class TimestepSampler:
         num_train = config.num_train_timesteps
         if self.needs_losses:
             # One row more than there are timesteps takes what is not to be counted.
-            self._losses = torch.zeros(num_train + 1, HISTORY, device=device)
+            self._losses = torch.zeros(num_train + 1, LOSSES_PER_TIMESTEP, device=device)
             self._counts = torch.zeros(num_train + 1, dtype=torch.int64, device=device)
 
     @property
@@ -81,7 +81,7 @@ class TimestepSampler:
         num_train = self._config.num_train_timesteps
         size = self._losses.narrow(0, 0, num_train).to(self._real).square().mean(dim=1).sqrt()
         total = size.sum()
-        is_known = (self._counts.narrow(0, 0, num_train).min() >= HISTORY) & (total > 0)
+        is_known = (self._counts.narrow(0, 0, num_train).min() >= LOSSES_PER_TIMESTEP) & (total > 0)
         uniform = torch.full_like(size, 1 / num_train)
         return torch.where(is_known, torch.lerp(size / total, uniform, UNIFORM_SHARE), uniform)
 
@@ -102,9 +102,9 @@ class TimestepSampler:
         # to one place a GPU would keep any.
         begin, end = (torch.searchsorted(timesteps, timesteps, right=right) for right in (False, True))
         number = torch.arange(len(timesteps), device=timesteps.device)
-        place = (self._counts.index_select(0, timesteps) + number - begin) % HISTORY
-        is_kept = end - number <= HISTORY
-        flat = torch.where(is_kept, timesteps * HISTORY + place, nowhere * HISTORY)
+        place = (self._counts.index_select(0, timesteps) + number - begin) % LOSSES_PER_TIMESTEP
+        is_kept = end - number <= LOSSES_PER_TIMESTEP
+        flat = torch.where(is_kept, timesteps * LOSSES_PER_TIMESTEP + place, nowhere * LOSSES_PER_TIMESTEP)
         self._losses.view(-1).scatter_(0, flat, torch.where(is_kept, losses, 0.0))
         self._counts.scatter_add_(0, timesteps, torch.ones_like(timesteps))
 

@@ -13,12 +13,13 @@ again: it continues from the newest whole checkpoint, and what comes out is to t
 With --push_to_hub USER/NAME the finished model is published.
 
 Exit status: 0 done; 1 trained and saved but not published, or failed with a message; 2 a mistake in what was given;
-75 stopped by a signal with a checkpoint, so that the same command goes on; 130 stopped at once. (`accelerate launch` turns
+75 stopped by a signal with a checkpoint, so that the same command goes on; 130 stopped at once by Ctrl-C. (`accelerate launch` turns
 every failure into 1 and adds a traceback of its own, unless it is told to be `--quiet`.)
 """
 
 import dataclasses
 import json
+import os
 import signal
 import sys
 from pathlib import Path
@@ -27,8 +28,8 @@ from checkpoints import CHECKPOINTS, newest_checkpoint
 from config_parser import parse_config
 from durable_files import write_whole
 from output_folder import check_output, claim_output, hold_output
-from resume import Found, check_data, find_run, note_done
-from stop_signal import INTERRUPTED, STOPPED, StopSignal
+from resume import Found, check_data, check_precision, find_run, is_finished, note_done
+from stop_signal import INTERRUPTED, STOPPED
 from train_config import TrainConfig, UserError
 
 FAILED = 1
@@ -73,6 +74,7 @@ def run(config: TrainConfig, output: Path, found: Found) -> int:
         validation = load_validation(config, data)
     if found.checkpoint is not None:
         check_data(found.checkpoint.state, data, config)
+        check_precision(found.checkpoint.state, accelerator.mixed_precision, config)
     set_seed(config.seed)
     pipeline = DDPMHubPipeline(build_unet(config, data), scheduler, id2label=dict(enumerate(data.class_names)))
     if config.dry_run:
@@ -103,6 +105,7 @@ def make_accelerator(config: TrainConfig, output: Path):
         # Static shapes: every batch of a run has the same.
         dynamo_plugin=TorchDynamoPlugin(backend="inductor", dynamic=False) if config.compile else None,
     )
+    check_launcher(config, accelerator)
     passes = accelerator.num_processes * config.gradient_accumulation_steps
     if config.batch_size % passes:
         raise UserError(
@@ -110,6 +113,29 @@ def make_accelerator(config: TrainConfig, output: Path):
             f"processes times gradient_accumulation_steps = {config.gradient_accumulation_steps}."
         )
     return accelerator
+
+
+def check_launcher(config: TrainConfig, accelerator) -> None:
+    """What `accelerate config`, `accelerate launch` and the environment ask for, where it would be ignored or misunderstood.
+
+    Raises:
+        UserError: naming the option of this script that does the same.
+    """
+    asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if asked not in ("no", accelerator.mixed_precision):
+        raise UserError(
+            f"`mixed_precision` is {config.mixed_precision!r}, while accelerate is set to {asked!r}; add --mixed_precision "
+            f"{asked}, or set accelerate to 'no'."
+        )
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise UserError("`mixed_precision` is 'fp16', which no CPU trains in; add --mixed_precision bf16, or no.")
+    if accelerator.gradient_accumulation_steps != config.gradient_accumulation_steps:
+        raise UserError(
+            f"`gradient_accumulation_steps` is {config.gradient_accumulation_steps}, while accelerate is set to "
+            f"{accelerator.gradient_accumulation_steps}; set both to the same."
+        )
+    if accelerator.distributed_type == "FSDP" and not accelerator.is_fsdp2:
+        raise UserError("accelerate is set to FSDP version 1, which hides the weights; choose fsdp_version 2.")
 
 
 def train_and_judge(config: TrainConfig, data, validation, pipeline, accelerator, output: Path, found: Found) -> int:
@@ -121,39 +147,39 @@ def train_and_judge(config: TrainConfig, data, validation, pipeline, accelerator
     accelerator.wait_for_everyone()  # nobody looks at the folder before it is claimed
     try:
         if found.kind == "finished":
-            return finish(config, data, None, accelerator, output)
+            return finish(config, data, None, accelerator, output, found.missing)
         if accelerator.is_main_process:
             print_plan(config, data, pipeline)
             if found.checkpoint is not None:
                 print(f"Going on from step {found.checkpoint.step:,}.", flush=True)
         accelerator.init_trackers(config.tracker_project, {key: str(value) for key, value in vars(config).items()})
-        with StopSignal() as stop:
-            figures, averaged = train(
-                config, data, validation, pipeline, accelerator, output, stop, found.checkpoint
-            )  # fmt: skip
-        if figures["steps"] < config.max_train_steps:
+        figures, averaged = train(config, data, validation, pipeline, accelerator, output, found.checkpoint)
+        if averaged is None:
             if accelerator.is_main_process:
                 print(
                     f"Stopped after {figures['steps']:,} steps with a checkpoint; the same command goes on from there."
                 )
             accelerator.end_training()
             return STOPPED
-        return finish(config, data, (figures, averaged), accelerator, output)
+        return finish(config, data, (figures, averaged), accelerator, output, missing=("judging", "publishing"))
     except KeyboardInterrupt:
         if accelerator.is_main_process:
-            print(f"train.py: stopped at once; {content(output)}.", file=sys.stderr)
+            print(f"train.py: stopped at once; {content(config, output)}.", file=sys.stderr)
         return INTERRUPTED
     except (NotFiniteError, OSError) as error:
         if accelerator.is_main_process:
-            print(f"train.py: training ended: {error}. {content(output).capitalize()}.", file=sys.stderr)
+            print(f"train.py: training ended: {error}; {content(config, output)}.", file=sys.stderr)
         return FAILED
 
 
-def finish(config: TrainConfig, data, trained: tuple | None, accelerator, output: Path) -> int:
+def finish(
+    config: TrainConfig, data, trained: tuple | None, accelerator, output: Path, missing: tuple[str, ...]
+) -> int:
     """What comes after the last step: the figures, the judgement of the samples, and publishing.
 
     Args:
         trained (`tuple`, *optional*): what [`train`] returned; without it, an earlier run is completed.
+        missing (`tuple[str, ...]`): of `judging` and `publishing`, what is not done.
     """
     from hub_push import push
     from train_report import UNREADABLE, judge, training_report
@@ -177,13 +203,15 @@ def finish(config: TrainConfig, data, trained: tuple | None, accelerator, output
         metrics = training_report(config, data, figures, accelerator)
         if main:
             record(metrics)  # judging takes a while, and may be stopped
-            if data.unreadable:
-                write_whole(output / UNREADABLE, "\n".join(data.unreadable) + "\n")
-    judgement = judge(config, data, pipeline, accelerator)
+    if main and data.unreadable:
+        write_whole(output / UNREADABLE, "\n".join(data.unreadable) + "\n")
+    if "judging" in missing:
+        judgement = judge(config, data, pipeline, accelerator)
+        if main:
+            record(metrics | judgement)
+            note_done(config, output, "judging")
     published = True
     if main:
-        record(metrics | judgement)
-        note_done(config, output, "judging")
         published = push(config, output)
         if published:
             note_done(config, output, "publishing")
@@ -191,10 +219,10 @@ def finish(config: TrainConfig, data, trained: tuple | None, accelerator, output
     return 0 if published else FAILED
 
 
-def content(output: Path) -> str:
+def content(config: TrainConfig, output: Path) -> str:
     """What a run that has ended early leaves in its folder."""
     checkpoint = newest_checkpoint(output / CHECKPOINTS)
-    if (output / "metrics.json").exists():
+    if is_finished(output, config.max_train_steps):
         return f"{output} holds the trained model and its figures, without the judgement of its samples"
     if checkpoint is not None:
         return f"the last good checkpoint is {checkpoint.folder}, and the same command goes on from there"

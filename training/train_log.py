@@ -70,7 +70,9 @@ class StepTotals:
         zero = torch.zeros((), device=accelerator.device)
         self._steps, self._norm, self._skipped = zero.clone(), zero.clone(), zero.clone()
         self._streak, self._worst, self._worst_step = zero.clone(), zero.clone(), zero.clone()
-        self._lowest, self._highest = zero + config.num_train_timesteps, zero - 1
+        # Least and largest t of the steps that were skipped in a row: of the losses that are not finite, and of all.
+        self._nowhere = torch.tensor([config.num_train_timesteps, -1.0] * 2, device=accelerator.device)
+        self._range, self._worst_range = self._nowhere.clone(), self._nowhere.clone()
         self._losses = torch.zeros(2, QUARTILES, device=accelerator.device)  # sums and counts
 
     def add(self, step: int, timesteps: torch.Tensor, losses: torch.Tensor, norm: torch.Tensor) -> None:
@@ -91,19 +93,25 @@ class StepTotals:
         self._steps += good
         self._skipped += ~good
         self._streak = torch.where(good, 0.0, self._streak + 1)
-        # Where every loss is finite, it is the gradient that is not: any of these t may be the cause.
-        suspect = ~good & (~finite | finite.all())
-        self._lowest = torch.where(suspect, timesteps, self._lowest).amin().minimum(self._lowest)
-        self._highest = torch.where(suspect, timesteps, self._highest).amax().maximum(self._highest)
-        self._worst_step = torch.where(self._streak > self._worst, step, self._worst_step)
+        self._range = torch.where(good, self._nowhere, self._widened(timesteps, finite))
+        is_worst = self._streak > self._worst
+        self._worst_step = torch.where(is_worst, step, self._worst_step)
+        self._worst_range = torch.where(is_worst, self._range, self._worst_range)
         self._worst = torch.maximum(self._worst, self._streak)
+
+    def _widened(self, timesteps: torch.Tensor, finite: torch.Tensor) -> torch.Tensor:
+        lowest, highest, lowest_of_all, highest_of_all = self._range.unbind()
+        suspects = torch.where(finite, self._nowhere[0], timesteps), torch.where(finite, -1, timesteps)
+        return torch.stack([
+            suspects[0].amin().minimum(lowest), suspects[1].amax().maximum(highest),
+            timesteps.amin().minimum(lowest_of_all), timesteps.amax().maximum(highest_of_all),
+        ])  # fmt: skip
 
     def _own(self) -> torch.Tensor:
         """All sums of this process in one row."""
         own = [self._steps, self._norm, self._skipped, self._streak, self._worst, self._worst_step]
-        return torch.cat(
-            [self._losses.flatten(), torch.stack([v.float() for v in (*own, self._lowest, self._highest)])]
-        )
+        own = torch.stack([value.float() for value in own])
+        return torch.cat([self._losses.flatten(), own, self._range, self._worst_range])
 
     def state(self) -> list[list[float]]:
         """A row for each process, for a checkpoint; to be called by all of them."""
@@ -118,9 +126,9 @@ class StepTotals:
             losses = torch.cat([losses.sum(0, keepdim=True), losses.new_zeros(count - 1, 2 * QUARTILES)])
         self._losses = losses[process].view(2, QUARTILES).clone()
         self._steps, self._norm, self._skipped, self._streak, self._worst, self._worst_step = (
-            rows[0, 2 * QUARTILES : -2].clone().unbind()
+            rows[0, 2 * QUARTILES : -8].clone().unbind()
         )
-        self._lowest, self._highest = rows[:, -2].amin(), rows[:, -1].amax()
+        self._range, self._worst_range = whole_range(rows[:, -8:-4]), whole_range(rows[:, -4:])
 
     def read(self) -> dict[str, float]:
         """The means since the last call, over all processes, and the number of skipped steps since the beginning.
@@ -130,9 +138,11 @@ class StepTotals:
         """
         rows = self._accelerator.gather(self._own()[None]).cpu().double()
         sums, counts = rows[:, :QUARTILES].sum(0), rows[:, QUARTILES : 2 * QUARTILES].sum(0)
-        steps, norm, skipped, _, worst, worst_step = rows[0, 2 * QUARTILES : -2].tolist()
+        steps, norm, skipped, _, worst, worst_step = rows[0, 2 * QUARTILES : -8].tolist()
         if worst >= self._limit:
-            low, high = rows[:, -2].min().item(), rows[:, -1].max().item()
+            low, high, lowest, highest = whole_range(rows[:, -4:]).tolist()
+            if high < 0:  # every loss was finite: it is the gradient that was not, and any of these t may be the cause
+                low, high = lowest, highest
             raise NotFiniteError(
                 f"{worst:.0f} steps in a row, up to step {worst_step:.0f}, had a loss or gradient that is not finite, at "
                 f"t from {low:.0f} to {high:.0f}"
@@ -147,3 +157,8 @@ class StepTotals:
             "grad_norm": norm / steps if steps else math.nan,
             "skipped_steps": int(skipped),
         }
+
+
+def whole_range(rows: torch.Tensor) -> torch.Tensor:
+    """The range of t over all processes, from a row of each: least and largest, twice."""
+    return torch.stack([rows[:, 0].amin(), rows[:, 1].amax(), rows[:, 2].amin(), rows[:, 3].amax()])

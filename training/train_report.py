@@ -1,10 +1,11 @@
 """What a run says of itself: its plan, the figures of metrics.json, and the judgement of its samples."""
 
+import math
 import time
 
 import torch
 from accelerate import Accelerator
-from class_fidelity import class_fidelity, obstacle
+from class_fidelity import class_fidelity, fit_rows, largest_fit, obstacle
 from dataset_tables import local_folder
 from image_data import ImageData
 from machine import describe_machine
@@ -15,7 +16,6 @@ from train_config import TrainConfig
 from ddpm_hub import DDPMHubPipeline
 
 UNREADABLE = "unreadable_images.txt"
-JUDGED_ON = 20_000  # real images, from which the classifier takes its own
 
 
 def training_report(
@@ -69,11 +69,10 @@ def print_plan(config: TrainConfig, data: ImageData | StreamedImages, pipeline: 
 
 
 def why_not_judged(config: TrainConfig, data: ImageData | StreamedImages) -> str | None:
-    """Why [`judge`] cannot do what was asked for; `None` if it can, or if nothing was asked for."""
-    if not config.fidelity_samples or not data.class_names:
+    """Why [`judge`] cannot do what was asked for; `None` if it can, if nothing was asked for, or if a stream has yet to tell."""
+    if not config.fidelity_samples or not data.class_names or data.num_images is None:
         return None
-    _, labels = data.some(JUDGED_ON)
-    return obstacle(labels)
+    return obstacle(data.labels, largest_fit(math.prod(data.image_shape)))
 
 
 def judge(
@@ -87,9 +86,19 @@ def judge(
         `dict`: `evaluation` and `speed` as they stand in metrics.json; neither where there are no classes or
         [`why_not_judged`] says why.
     """
-    if not config.fidelity_samples or not data.class_names or why_not_judged(config, data):
+    if not config.fidelity_samples or not data.class_names:
         return {}
-    real, real_labels = data.some(JUDGED_ON)
+    limit = largest_fit(math.prod(data.image_shape))
+    is_stream = data.num_images is None
+    real, real_labels = data.some(limit) if is_stream else (None, data.labels)
+    if reason := obstacle(real_labels, limit):
+        if is_stream and accelerator.is_main_process:  # of other data it was said before training
+            print(f"The samples are not judged: {reason}.")
+        return {}
+    if not is_stream:
+        real, real_labels = data.at(fit_rows(real_labels, limit))
+    if real.dtype == torch.uint16:  # samples have 8 bits
+        real = (real.int() / 257).round().to(torch.uint8)
     classes = real_labels.unique().tolist()
     labels = [classes[i % len(classes)] for i in range(config.fidelity_samples)]
     started = time.perf_counter()

@@ -12,6 +12,7 @@ from checkpoints import Checkpoint, save_checkpoint
 from diffusers.models.resnet import ResnetBlock2D
 from image_data import ImageData
 from learning_rate import learning_rate
+from machine import keep_freed_memory
 from objectives import Objective
 from random_batches import Batches, generator
 from streamed_images import StreamedImages
@@ -42,6 +43,8 @@ class Trainer:
         accelerator: Accelerator,
     ):
         self.config, self.accelerator, self.step_count = config, accelerator, 0
+        if accelerator.device.type == "cpu":
+            keep_freed_memory()
         # Convolutions are fastest where the channels of a pixel lie together, on CPUs and GPUs alike.
         self.unet = pipeline.unet.to(accelerator.device, memory_format=torch.channels_last).train()
         for module in self.unet.modules():
@@ -130,6 +133,7 @@ class Trainer:
         scaler = self.accelerator.scaler
         state = state | {
             "step": self.step_count,
+            "mixed_precision": self.accelerator.mixed_precision,
             "position": self.batches.position(),
             "totals": self.totals.state(),
             "scaler": None if scaler is None else scaler.state_dict(),

@@ -1,5 +1,6 @@
 """The training loop, from the first step or from a checkpoint to the last."""
 
+import math
 import time
 from pathlib import Path
 
@@ -29,14 +30,13 @@ def train(
     pipeline: DDPMHubPipeline,
     accelerator: Accelerator,
     output: Path,
-    stop: StopSignal,
     checkpoint: Checkpoint | None,
-) -> tuple[dict, DDPMHubPipeline]:
-    """Trains until the last step, or until `stop` is asked for; goes on from `checkpoint`.
+) -> tuple[dict, DDPMHubPipeline | None]:
+    """Trains until the last step, or until a signal asks to stop; goes on from `checkpoint`.
 
     Returns:
         `dict`: what metrics.json says of the training.
-        [`DDPMHubPipeline`]: the averaged weights, as they were saved in `output`.
+        [`DDPMHubPipeline`]: the averaged weights, as they were saved in `output`; `None` if it was stopped.
     """
     trainer = Trainer(config, data, pipeline, accelerator)
     watch = Watch(config, data.image_shape[0], trainer, accelerator, output)
@@ -46,17 +46,25 @@ def train(
         trainer.load(checkpoint)
         watch.load(checkpoint.state)
     watch.start()
+    if loop.owes_grid():
+        loop.publish()
     trainer.start()
+    stopping = False
     try:
-        while trainer.step_count < config.max_train_steps:
-            trainer.step()
-            watch.stepped()
-            if loop.between_steps(stop.asked()):
-                break
+        with StopSignal() as stop:
+            while trainer.step_count < config.max_train_steps and not stopping:
+                trainer.step()
+                watch.stepped()
+                stopping = stop.asked()
+                loop.between_steps(stopping)
+            stopping = stopping or stop.asked_till_now()
     finally:
         trainer.batches.close()
-    finished = trainer.step_count == config.max_train_steps
-    averaged = loop.publish() if finished else loop.save_averaged()
+    # From here on all is saved, and a signal ends the process at once.
+    if stopping:
+        loop.save_averaged()
+        return watch.close(), None
+    averaged = loop.publish()
     return watch.close(), averaged
 
 
@@ -85,17 +93,22 @@ def timed_steps(
     return dry_run_report(config, data, pipeline, seconds, accelerator.num_processes, activations)
 
 
+# The data's mean colour is that of so many images, or of fewer that together have so many values.
+MEAN_OF_IMAGES, MEAN_OF_VALUES = 1000, 2**28
+
+
 class _Loop:
     """What happens between steps, when it is due."""
 
     def __init__(self, config, data, pipeline, trainer: Trainer, watch: Watch, validation, accelerator, output: Path):
         self.config, self.data, self.pipeline, self.trainer = config, data, pipeline, trainer
         self.watch, self.validation, self.accelerator, self.output = watch, validation, accelerator, output
-        pixels, _ = data.some(1000)
-        self.data_means = (pixels.double().mean((0, 2, 3)) / torch.iinfo(pixels.dtype).max).tolist()
+        pixels, _ = data.some(max(1, min(MEAN_OF_IMAGES, MEAN_OF_VALUES // math.prod(data.image_shape))))
+        means = torch.stack([image.double().mean((1, 2)) for image in pixels]).mean(0)
+        self.data_means = (means / torch.iinfo(pixels.dtype).max).tolist()
 
-    def between_steps(self, stopping: bool) -> bool:
-        """Everything that is due after a step; whether the loop ends here."""
+    def between_steps(self, stopping: bool) -> None:
+        """Everything that is due after a step."""
         config, step = self.config, self.trainer.step_count
         last = step == config.max_train_steps
         if last or step % config.log_every == 0:
@@ -107,11 +120,16 @@ class _Loop:
             if config.ema_stds and (last or step % config.ema_snapshot_every == 0):
                 save_snapshot(self.output, self.trainer.averages, step, self.accelerator)
             # A grid takes a while, which a signal does not leave; the last one is drawn when all is saved.
-            if config.sample_every and step % config.sample_every == 0 and not (last or stopping):
+            if self.owes_grid() and not stopping:
                 self.publish()
             if last or stopping or (config.checkpoint_every and step % config.checkpoint_every == 0):
                 self.trainer.save(self.output / CHECKPOINTS, self.state())
-        return stopping
+
+    def owes_grid(self) -> bool:
+        """Whether a grid of this step is due, other than the last one, and not drawn: also where a signal came before it."""
+        every, step, drawn = self.config.sample_every, self.trainer.step_count, self.watch.samples.column("step")
+        is_due = every and step and step % every == 0 and step != self.config.max_train_steps
+        return bool(is_due) and step not in drawn[-1:]
 
     def state(self) -> dict:
         data = {"num_images": self.data.num_images, "fingerprint": self.data.fingerprint}

@@ -10,7 +10,7 @@ from train_log import QUARTILES
 
 
 class Validation:
-    """Measures `model` on the first `validation_images`; t covers 0…T−1 evenly, whatever their number.
+    """Measures `model` on the validation images; t covers 0…T−1 evenly, whatever their number.
 
     The images are divided among the processes; the result is the same in each.
     """
@@ -28,7 +28,6 @@ class Validation:
         per_process = -(-len(self._data) // accelerator.num_processes)
         first = accelerator.process_index * per_process
         sums = torch.zeros(2, QUARTILES, dtype=torch.float64)
-        model.eval()
         # Every process computes as often as the others, who may wait for it: the last rows are repeated, and not counted.
         for start in range(first, first + per_process, config.batch_size):
             rows = torch.arange(start, min(start + config.batch_size, first + per_process))
@@ -38,7 +37,6 @@ class Validation:
             quartile = batch.timesteps.cpu() * QUARTILES // config.num_train_timesteps
             sums[0].index_add_(0, quartile, losses * counted)
             sums[1].index_add_(0, quartile, counted.double())
-        model.train()
         sums = accelerator.reduce(sums.to(accelerator.device), "sum").cpu()
         return [(sums[0].sum() / sums[1].sum()).item(), *(sums[0] / sums[1]).tolist()]
 

@@ -16,6 +16,7 @@ from train_config import TrainConfig
 from train_log import QUARTILES, Table
 from trainer import Trainer
 
+DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 LOSSES = ("loss", *(f"loss_q{quartile + 1}" for quartile in range(QUARTILES)))  # q1: the least noise
 
 
@@ -42,12 +43,8 @@ class Watch:
     def start(self) -> None:
         """Begins to measure time, and shows the bar."""
         accelerator, config = self.accelerator, self.config
-        dtype = (
-            torch.float32
-            if accelerator.mixed_precision == "no"
-            else getattr(torch, _DTYPES[accelerator.mixed_precision])
-        )
-        peak = torch.tensor(measured_peak(accelerator.device, dtype), device=accelerator.device)
+        peak = measured_peak(accelerator.device, DTYPES[accelerator.mixed_precision])
+        peak = torch.tensor(peak, device=accelerator.device)
         self._peak = accelerator.reduce(peak, "sum").item()  # measured by all at once, as they will compute
         self._bar = tqdm(
             total=config.max_train_steps * config.batch_size,
@@ -144,6 +141,3 @@ class Watch:
             getattr(self, name).rows = rows
         self.seconds = state["seconds"]
         self._trained_seconds, self._trained_images = state["trained_seconds"], state["trained_images"]
-
-
-_DTYPES = {"fp16": "float16", "bf16": "bfloat16"}
