@@ -4,6 +4,7 @@ import dataclasses
 import inspect
 import itertools
 import math
+import sys
 
 import pytest
 from config_checks import CHOICES, LARGEST_EMA_STD, SET_BY, attention_levels
@@ -193,6 +194,8 @@ def test_the_width_of_an_average_has_a_positive_exponent():
 
 def test_a_tracker_needs_its_package(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.path", [str(tmp_path)])  # nothing is installed there
+    for package in ("tensorboard", "tensorboardX", "wandb", "trackio"):  # and nothing was imported before
+        monkeypatch.delitem(sys.modules, package, raising=False)
     for tracker, package in (("tensorboard", "tensorboard"), ("wandb", "wandb"), ("trackio", "trackio")):
         with pytest.raises(UserError, match=f"`report_to` has {tracker}, .*not installed; run `pip install {package}`"):
             TrainConfig(report_to=(tracker,))

@@ -124,7 +124,7 @@ def test_an_earlier_run_whose_name_leaves_no_room_for_a_number(tmp_path):
     folder = make_run(tmp_path / ("x" * 255))
     try:
         assert check_output(config(folder))
-        with pytest.raises(UserError, match="cannot be made: File name too long"):
+        with pytest.raises(UserError, match="cannot be written: File name too long"):
             claim_output(folder, config(folder))
     finally:
         assert (folder / "config.yaml").exists()
@@ -163,7 +163,7 @@ def test_a_move_that_fails_is_told_and_loses_nothing(tmp_path, monkeypatch):
         raise OSError(18, "Invalid cross-device link")  # of a folder in the lower layer of a container
 
     monkeypatch.setattr("pathlib.Path.rename", fail)
-    with pytest.raises(UserError, match="cannot be made: Invalid cross-device link"):
+    with pytest.raises(UserError, match="cannot be written: Invalid cross-device link"):
         claim_output(folder, config(folder))
     assert (folder / "config.yaml").exists()
 

@@ -21,6 +21,7 @@ from conftest import REPOSITORY, run_python
 from huggingface_hub import ModelCard
 from PIL import Image
 from sklearn.neighbors import KNeighborsClassifier
+from train_config import TrainConfig
 from train_processes import Result, TrainServer
 
 from ddpm_hub import DDPMHubPipeline
@@ -184,15 +185,16 @@ class TestJudging:
         assert DDPMHubPipeline.from_pretrained(tmp_path / "run").num_classes == 10
 
     def test_the_judged_network_is_the_one_that_users_load(self, tmp_path):
-        """Also after mixed precision and with drop-out: the same numbers to the last bit."""
+        """Also after mixed precision and with drop-out: the same weights to the last bit, computed in the same way."""
         patch = """
 import torch, train_report
 from ddpm_hub import DDPMHubPipeline
 def compare(config, data, pipeline, accelerator):
-    x, t, y = torch.randn(4, 1, 8, 8), torch.arange(4), torch.arange(4)
-    with torch.no_grad():
-        judged, loaded = (p.unet(x, t, y).sample for p in (pipeline, DDPMHubPipeline.from_pretrained(config.output_dir)))
-    return {"same": torch.equal(judged, loaded)}
+    judged, loaded = pipeline.unet, DDPMHubPipeline.from_pretrained(config.output_dir).unet
+    ours, theirs = judged.state_dict(), loaded.state_dict()
+    same = ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    modes = [[m.training for m in unet.modules()] for unet in (judged, loaded)]
+    return {"same": same and judged.dtype == loaded.dtype == torch.float32 and modes[0] == modes[1]}
 train_report.judge = compare"""
         precision = ["--mixed_precision", "bf16", "--dropout", "0.2"]
         result = train_with(patch, *SMALL, *precision, "--output_dir", tmp_path / "run")
@@ -291,7 +293,7 @@ class TestMistakes:
     def good_run(self, tmp_path) -> Path:
         folder = tmp_path / "run"
         folder.mkdir()
-        (folder / "config.yaml").write_text("seed: 0\n")
+        (folder / "config.yaml").write_text(TrainConfig().to_yaml())
         (folder / "precious").write_text("weights")
         return folder
 
@@ -330,7 +332,8 @@ class TestMistakes:
         result = train_with(patch, "--output_dir", good_run)
         assert result.returncode == 2
         assert re.search(
-            "error: `block_out_channels` is .*cannot compute on 8×8 images: division by zero", result.stderr
+            "error: `block_out_channels` is .*cannot compute on 16×16 images: ZeroDivisionError: division by zero",
+            result.stderr,
         )
         assert {p.name for p in good_run.iterdir()} == {"config.yaml", "precious"}
 

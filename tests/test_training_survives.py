@@ -62,11 +62,20 @@ def assert_same(folder: Path, other: Path) -> None:
     assert [name for name in ours if ours[name] != theirs[name]] == []
 
 
+@pytest.fixture(scope="module")
+def quiet_runs(trains, tmp_path_factory) -> dict[int, Path]:
+    """A run to which nothing happened, by its number of processes."""
+    folders = {}
+    for processes in (1, 2):
+        folders[processes] = tmp_path_factory.mktemp("quiet") / "run"
+        done = trains.run(*BUSY, "--output_dir", folders[processes], processes=processes)
+        assert done.returncode == 0, done.stderr
+    return folders
+
+
 @pytest.mark.parametrize("processes", [1, 2])
-def test_killed_ten_times_it_ends_as_if_nothing_had_happened(trains, tmp_path, processes):
-    quiet, killed = tmp_path / "quiet", tmp_path / "killed"
-    done = trains.run(*BUSY, "--output_dir", quiet, processes=processes)
-    assert done.returncode == 0, done.stderr
+def test_killed_ten_times_it_ends_as_if_nothing_had_happened(trains, tmp_path, quiet_runs, processes):
+    killed = tmp_path / "killed"
     chance = random.Random(processes)
     for _ in range(10):
         # At a step that is likely reached, with the processes in any state: writing, computing, beginning to end.
@@ -78,15 +87,14 @@ def test_killed_ten_times_it_ends_as_if_nothing_had_happened(trains, tmp_path, p
         assert run.wait().returncode == -signal.SIGKILL
     last = trains.run(*BUSY, "--output_dir", killed, processes=processes)
     assert last.returncode == 0, last.stderr
-    assert_same(killed, quiet)
+    assert_same(killed, quiet_runs[processes])
 
 
 class TestSignals:
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
     @pytest.mark.parametrize("processes", [1, 2])
-    def test_the_first_one_saves_and_the_same_command_goes_on(self, trains, tmp_path, number, processes):
-        quiet, stopped = tmp_path / "quiet", tmp_path / "stopped"
-        assert trains.run(*BUSY, "--output_dir", quiet, processes=processes).returncode == 0
+    def test_the_first_one_saves_and_the_same_command_goes_on(self, trains, tmp_path, quiet_runs, number, processes):
+        stopped = tmp_path / "stopped"
         patch = signalled(17, number, rank=processes - 1)  # one of them: all must stop
         result = trains.run(*BUSY, "--output_dir", stopped, processes=processes, patch=patch)
         assert result.returncode == 75, result.stderr
@@ -96,7 +104,7 @@ class TestSignals:
         assert 17 <= step <= 19
         assert DDPMHubPipeline.from_pretrained(stopped)(num_inference_steps=1).images
         assert trains.run(*BUSY, "--output_dir", stopped, processes=processes).returncode == 0
-        assert_same(stopped, quiet)
+        assert_same(stopped, quiet_runs[processes])
 
     @pytest.mark.parametrize("step", [10, 12])
     def test_where_a_grid_or_the_end_is_due(self, trains, tmp_path, step):
@@ -112,21 +120,10 @@ class TestSignals:
 
     @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM)])
     def test_the_second_one_ends_at_once(self, trains, tmp_path, number, status):
-        hang = """
-import os, signal, trainer
-def hang(self):
-    open(os.environ["TRAIN_OUTPUT"] + "/started", "w").close()
-    while True:
-        signal.pause()
-trainer.Trainer.step = hang
-"""
-        run = trains.start(*SMALL, "--output_dir", tmp_path / "run", patch=hang)
-        run.wait_for("started")
-        run.signal(number)
-        run.signal(number)
-        result = run.wait()
-        while result.returncode is None:
-            run.signal(number)
+        twice = AT_STEP.format(
+            step=5, rank=0, act=f"os.kill(os.getpid(), {int(number)}); os.kill(os.getpid(), {int(number)})"
+        )
+        result = trains.run(*SMALL, "--output_dir", tmp_path / "run", patch=twice)
         assert result.returncode == status
         assert "Traceback" not in result.stderr
 

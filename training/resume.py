@@ -153,10 +153,19 @@ def _flag(key: str, value: object) -> str:
 
 
 def missing(config: TrainConfig, folder: Path) -> tuple[str, ...]:
-    """What the configuration asks for after the training and [`note_done`] was not told: `judging`, `publishing`."""
-    done = _done(folder)
-    asked = {"judging": True, "publishing": config.push_to_hub is not None}
-    return tuple(what for what in asked if asked[what] and done.get(what) != _settings(config)[what])
+    """What is to come after the training and [`note_done`] was not told: `judging`, `publishing`.
+
+    Without samples to judge, `judging` is what remains of it: the card.
+    """
+    done, now, lacking = _done(folder), _settings(config), []
+    judged = done.get("judging", {})
+    if judged.get("max_train_steps") != config.max_train_steps or (
+        config.fidelity_samples and judged != now["judging"]
+    ):
+        lacking.append("judging")
+    if config.push_to_hub is not None and done.get("publishing") != now["publishing"]:
+        lacking.append("publishing")
+    return tuple(lacking)
 
 
 def note_done(config: TrainConfig, folder: Path, what: str) -> None:
