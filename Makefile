@@ -16,7 +16,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 # On Ctrl-C the launcher would end with a traceback and leave train.py behind: it ignores it, train.py does not.
-train: $(VENV)/.installed ## train on the embedded digits (about 2 minutes on one CPU core) into outputs/digits
+train: $(VENV)/.installed ## train on the embedded digits (2 to 3 minutes on one CPU core) into outputs/digits
 	trap '' INT; $(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no training/train.py $(ARGS)
 
 test: $(VENV)/.installed browser ## run every test

@@ -108,11 +108,11 @@ class TestTheDefaultRun:
 
     def test_everything_that_it_promises_is_there(self, default_run):
         files = {str(p.relative_to(default_run)) for p in default_run.rglob("*") if p.is_file()}
-        assert {"config.yaml", "metrics.json", "loss_curve.png", "model_index.json", "samples/step_001200.png"} <= files
+        assert {"config.yaml", "metrics.json", "loss_curve.png", "model_index.json", "samples/step_000800.png"} <= files
         for path in (default_run / "loss_curve.png", *(default_run / "samples").iterdir()):
             with Image.open(path) as image:
                 assert min(image.size) > 200
-        assert yaml.safe_load((default_run / "config.yaml").read_text())["max_train_steps"] == 1200
+        assert yaml.safe_load((default_run / "config.yaml").read_text())["max_train_steps"] == 800
 
     def test_the_model_card_is_filled_in_from_the_run(self, default_run):
         card = ModelCard.load(default_run / "README.md")

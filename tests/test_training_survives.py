@@ -129,6 +129,12 @@ class TestSignals:
 
 
 class TestDamage:
+    @pytest.fixture(scope="class")
+    def quiet(self, trains, tmp_path_factory) -> Path:
+        folder = tmp_path_factory.mktemp("quiet") / "run"
+        assert trains.run(*SMALL, "--checkpoint_every", "3", "--output_dir", folder).returncode == 0
+        return folder
+
     @pytest.fixture
     def run(self, trains, tmp_path) -> Path:
         """A run that was stopped, with two checkpoints."""
@@ -140,7 +146,7 @@ class TestDamage:
         return folder
 
     @pytest.mark.parametrize("file", ["model.safetensors", "state.json", "manifest.json"])
-    def test_a_truncated_checkpoint_is_passed_over(self, trains, run, tmp_path, file):
+    def test_a_truncated_checkpoint_is_passed_over(self, trains, run, quiet, file):
         before, newest = sorted((run / "checkpoints").iterdir())
         with (newest / file).open("r+b") as opened:
             opened.truncate(100)
@@ -149,8 +155,6 @@ class TestDamage:
         assert newest.name in result.stderr
         assert file in result.stderr
         assert f"step {int(before.name.split('_')[1])}" in result.stdout
-        quiet = tmp_path / "quiet"
-        assert trains.run(*SMALL, "--checkpoint_every", "3", "--output_dir", quiet).returncode == 0
         assert_same(run, quiet)
 
     def test_another_config_is_refused_by_key(self, trains, run):
@@ -221,6 +225,11 @@ objectives.Objective.__call__ = poisoned
 class TestRunsThatMustAgree:
     """Step by step, not only at the end: the losses of each step, before rounding can grow."""
 
+    @pytest.fixture(scope="class")
+    def undivided(self, tmp_path_factory) -> Path:
+        """For a run of each way of sampling, which the first test that needs it makes."""
+        return tmp_path_factory.mktemp("undivided")
+
     def losses(self, folder: Path) -> torch.Tensor:
         rows = (folder / "loss_log.csv").read_text().splitlines()[1:]
         return torch.tensor([[float(value or "nan") for value in row.split(",")] for row in rows])
@@ -228,12 +237,14 @@ class TestRunsThatMustAgree:
     @pytest.mark.parametrize(("flags", "processes"), [(["--gradient_accumulation_steps", "8"], 1), ([], 2),
                                                       (["--gradient_accumulation_steps", "2"], 2)])  # fmt: skip
     @pytest.mark.parametrize("sampling", ["uniform", "stratified", "importance"])
-    def test_a_batch_can_be_divided(self, trains, tmp_path, flags, processes, sampling):
+    def test_a_batch_can_be_divided(self, trains, tmp_path, undivided, flags, processes, sampling):
         common = [*SMALL, "--timestep_sampling", sampling, "--num_train_timesteps", "8", "--beta_end", "0.95"]
-        assert trains.run(*common, "--output_dir", tmp_path / "whole").returncode == 0
+        whole = undivided / sampling
+        if not whole.exists():
+            assert trains.run(*common, "--output_dir", whole).returncode == 0
         divided = trains.run(*common, *flags, "--output_dir", tmp_path / "divided", processes=processes)
         assert divided.returncode == 0, divided.stderr
-        whole, other = self.losses(tmp_path / "whole"), self.losses(tmp_path / "divided")
+        whole, other = self.losses(whole), self.losses(tmp_path / "divided")
         # The same sums in another order: float32 rounding, 6e-8 of each of some hundred operations, which twelve steps of
         # AdamW with a rate of 1e-3 do not make larger than 1e-4.
         torch.testing.assert_close(whole, other, rtol=1e-4, atol=1e-5, equal_nan=True)

@@ -114,9 +114,14 @@ def serve() -> None:
     import accelerate  # noqa: F401
     import datasets  # noqa: F401
     import diffusers  # noqa: F401
+    import hub_push  # noqa: F401
+    import matplotlib.backends.backend_agg
+    import matplotlib.figure  # noqa: F401
     import sklearn.svm  # noqa: F401
     import train
     import training_loop  # noqa: F401
+
+    import ddpm_hub.model_card  # noqa: F401
 
     for line in sys.stdin:
         command = json.loads(line)

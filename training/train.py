@@ -1,6 +1,6 @@
 """Trains a DDPM on images.
 
-    accelerate launch training/train.py           the embedded digits, about 2 minutes on one CPU core
+    accelerate launch training/train.py           the embedded digits, 2 to 3 minutes on one CPU core
     accelerate launch training/train.py --config training/configs/fashion_mnist_10min.yaml
     accelerate launch training/train.py --dataset_name FOLDER_OR_HUB_ID --output_dir outputs/mine
     accelerate launch training/train.py --dry_run true …          what it takes and how long; nothing is written

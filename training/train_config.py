@@ -145,7 +145,7 @@ class TrainConfig:
     min_snr_gamma: float = 5.0
     timestep_sampling: str = "uniform"
     class_dropout: float = 0.1
-    max_train_steps: int = 1200
+    max_train_steps: int = 800
     batch_size: int = 64
     gradient_accumulation_steps: int = 1
     learning_rate: float = 1e-3
@@ -166,7 +166,7 @@ class TrainConfig:
     log_every: int = 20
     report_to: tuple[str, ...] = ()
     tracker_project: str = "ddpm_hub"
-    sample_every: int = 500
+    sample_every: int = 400
     num_inference_steps: int = 100
     eta: float = 1.0
     guidance_scale: float = 1.0
