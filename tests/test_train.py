@@ -109,7 +109,7 @@ class TestTheDefaultRun:
     def test_everything_that_it_promises_is_there(self, default_run):
         files = {str(p.relative_to(default_run)) for p in default_run.rglob("*") if p.is_file()}
         assert {"config.yaml", "metrics.json", "loss_curve.png", "model_index.json", "samples/step_000800.png"} <= files
-        for path in (default_run / "loss_curve.png", *(default_run / "samples").iterdir()):
+        for path in (default_run / "loss_curve.png", *(default_run / "samples").rglob("*.png")):
             with Image.open(path) as image:
                 assert min(image.size) > 200
         assert yaml.safe_load((default_run / "config.yaml").read_text())["max_train_steps"] == 800
@@ -218,7 +218,7 @@ class TestRunsThatMustAgree:
 
     def test_drawing_grids_does_not_change_the_training(self, reference, tmp_path):
         assert train(*SMALL, "--sample_every", 2, "--output_dir", tmp_path / "run").returncode == 0
-        assert len(list((tmp_path / "run" / "samples").iterdir())) == 6  # and the raw weights beside each
+        assert len(list((tmp_path / "run" / "samples").rglob("*.png"))) == 6  # and the raw weights beside each
         again, first = weights(tmp_path / "run"), weights(reference)
         assert all(torch.equal(again[key], first[key]) for key in first)
 

@@ -147,7 +147,7 @@ class _Loop:
         if self.accelerator.is_main_process:
             file = self.output / grid_file(self.trainer.step_count)
             save_image(grids["averaged weights"], file)
-            save_image(side_by_side(grids), file.with_name(f"{file.stem}_raw_and_averaged.png"))
+            save_image(side_by_side(grids), file.parent / "raw_and_averaged" / file.name)
         return averaged
 
     def save_averaged(self) -> DDPMHubPipeline:
