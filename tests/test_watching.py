@@ -51,8 +51,8 @@ def test_validation_is_measured_when_it_is_due(run):
 
 def test_the_colour_of_the_samples_stands_beside_that_of_the_data(run):
     table = datasets.load_dataset(str(REPOSITORY / "training" / "data" / "digits"), split="train[50:]")
-    rows = np.arange(1000) * len(table) // 1000  # evenly spaced, as data may be sorted
-    data = np.mean([np.asarray(image) for image in table.select(rows)["image"]]) / 255
+    chosen = np.arange(1000) * len(table) // 1000  # evenly spaced, as data may be sorted
+    data = np.mean([np.asarray(image) for image in table.select(chosen)["image"]]) / 255
     last = rows(run / "sample_log.csv")[-1]
     assert last["data_mean_0"] == pytest.approx(data)
     with Image.open(run / "samples" / "step_000012.png") as image:
