@@ -11,6 +11,7 @@ _MODULE_OF = {
     "DDPMHubScheduler": "scheduling_ddpm_hub",
     "estimate_original_sample_variances": "analytic_variance",
     "fast_solver": "fast_solvers",
+    "VariationalBound": "variational_bound",
     "DDPMHubPipeline": "pipeline_ddpm_hub",
     "DDPMHubState": "pipeline_ddpm_hub",
 }
