@@ -98,7 +98,7 @@ CONTRADICTIONS = [
     ({"batch_size": 10, "gradient_accumulation_steps": 4}, "`batch_size` is 10; .*gradient_accumulation_steps = 4"),
     ({"max_train_steps": 50}, "`warmup_steps` is 100; it must be at most max_train_steps = 50; add --warmup_steps 5"),
     ({"num_inference_steps": 100, "num_train_timesteps": 50}, "`num_inference_steps` is 100; .*num_train_timesteps = 50"),
-    ({"timestep_sampling": "importance", "batch_size": 8}, "`timestep_sampling` is 'importance'.*= 9600 images are fewer "
+    ({"timestep_sampling": "importance", "batch_size": 8}, "`timestep_sampling` is 'importance'.*= 6400 images are fewer "
      "than 10000; train longer"),
     ({"ema_decays": ()}, "`ema_decays` and `ema_stds` are both empty"),
     ({"ema_decays": (0.9, 1.0)}, r"`ema_decays` is \[0.9, 1.0\]; it must be numbers from 0 to below 1"),
