@@ -128,13 +128,15 @@ class TestSignals:
         assert "Traceback" not in result.stderr
 
 
-class TestDamage:
-    @pytest.fixture(scope="class")
-    def quiet(self, trains, tmp_path_factory) -> Path:
-        folder = tmp_path_factory.mktemp("quiet") / "run"
-        assert trains.run(*SMALL, "--checkpoint_every", "3", "--output_dir", folder).returncode == 0
-        return folder
+@pytest.fixture(scope="module")
+def quiet(trains, tmp_path_factory) -> Path:
+    """A small run to which nothing happened."""
+    folder = tmp_path_factory.mktemp("quiet") / "run"
+    assert trains.run(*SMALL, "--checkpoint_every", "3", "--output_dir", folder).returncode == 0
+    return folder
 
+
+class TestDamage:
     @pytest.fixture
     def run(self, trains, tmp_path) -> Path:
         """A run that was stopped, with two checkpoints."""
@@ -222,13 +224,14 @@ objectives.Objective.__call__ = poisoned
         assert "step_00000006" in result.stderr  # nothing bad enters the weights, so this one is good
 
 
+@pytest.fixture(scope="module")
+def undivided(tmp_path_factory) -> Path:
+    """For a run of each way of sampling, which the first test that needs it makes."""
+    return tmp_path_factory.mktemp("undivided")
+
+
 class TestRunsThatMustAgree:
     """Step by step, not only at the end: the losses of each step, before rounding can grow."""
-
-    @pytest.fixture(scope="class")
-    def undivided(self, tmp_path_factory) -> Path:
-        """For a run of each way of sampling, which the first test that needs it makes."""
-        return tmp_path_factory.mktemp("undivided")
 
     def losses(self, folder: Path) -> torch.Tensor:
         rows = (folder / "loss_log.csv").read_text().splitlines()[1:]
