@@ -10,10 +10,10 @@ __version__ = "0.1.0"
 _MODULE_OF = {
     "DDPMHubScheduler": "scheduling_ddpm_hub",
     "estimate_original_sample_variances": "analytic_variance",
-    "fast_solver": "fast_solvers",
+    "fast_solver": "ddpm_fast_solvers",
     "VariationalBound": "variational_bound",
     "DDPMHubPipeline": "pipeline_ddpm_hub",
-    "DDPMHubState": "pipeline_ddpm_hub",
+    "DDPMHubState": "ddpm_trajectories",
 }
 
 __all__ = ["__version__", *_MODULE_OF]

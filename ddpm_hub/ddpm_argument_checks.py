@@ -30,6 +30,11 @@ def check_bounds(name: str, value: float, low: float, high: float) -> None:
         )
 
 
+def check_fraction(name: str, value: float, meaning: str = "from 0 to 1") -> None:
+    if not _is_number(value) or not 0 <= value <= 1:
+        raise ValueError(f"`{name}` is {value!r}; it must be a number {meaning}.")
+
+
 def _is_number(value) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
@@ -134,3 +139,58 @@ def check_generators(generator, batch_size: int) -> None:
         raise ValueError(
             "`generator` holds one generator more than once; image i would depend on the images before it."
         )
+
+
+def checked_labels(class_labels, batch_size: int | None, num_classes: int | None) -> tuple[torch.Tensor | None, int]:
+    """The labels as a tensor of shape (B,), or `None` for an unconditional network; and B.
+
+    Where no class is asked for, a conditional network's are the null class, `num_classes`.
+    """
+    if batch_size is not None:
+        check_integer("batch_size", batch_size, 1, math.inf)
+    if class_labels is None:
+        batch_size = 1 if batch_size is None else batch_size
+        return (None if num_classes is None else torch.full((batch_size,), num_classes)), batch_size
+    if num_classes is None:
+        raise ValueError("`class_labels` was given, but this model is unconditional; leave it out.")
+    try:
+        labels = torch.as_tensor(class_labels)
+    except (TypeError, ValueError, RuntimeError):
+        labels = torch.empty(0)
+    flat = labels.ndim <= 1 and labels.numel() > 0
+    whole = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
+    if isinstance(class_labels, list | tuple):
+        whole = whole and not any(isinstance(label, bool) for label in class_labels)
+    if not flat or not whole:
+        raise ValueError(f"`class_labels` is {class_labels!r}; it must be an integer or a flat list of integers.")
+    labels = labels.long()
+    if labels.ndim == 0:
+        labels = labels.expand(1 if batch_size is None else batch_size)
+    batch_size = len(labels) if batch_size is None else batch_size
+    if len(labels) != batch_size:
+        raise ValueError(
+            f"`class_labels` has {len(labels)} entries for `batch_size` = {batch_size}; pass one per image."
+        )
+    wrong = [label for label in labels.tolist() if not 0 <= label < num_classes]
+    if wrong:
+        raise ValueError(f"`class_labels` contains {wrong[0]}; the classes are 0 to {num_classes - 1}.")
+    return labels, batch_size
+
+
+def check_guidance(scale: float, interval, class_labels, num_classes: int | None, num_train: int) -> None:
+    """Whether there is something to guide by, and where."""
+    if not _is_number(scale) or not 0 <= scale < math.inf:
+        raise ValueError(f"`guidance_scale` is {scale!r}; it must be a number of at least 0; 1 is no guidance.")
+    if scale != 1 and class_labels is None:
+        why = "this model is unconditional" if num_classes is None else "`class_labels` is missing"
+        raise ValueError(f"`guidance_scale` is {scale!r}, but {why}; leave it out, or ask for classes.")
+    if interval is None:
+        return
+    if not isinstance(interval, list | tuple) or len(interval) != 2:
+        raise ValueError(
+            f"`guidance_interval` is {interval!r}; it must be the smallest and the largest guided timestep."
+        )
+    for bound in interval:
+        check_integer("guidance_interval", bound, 0, num_train - 1)
+    if interval[0] > interval[1]:
+        raise ValueError(f"`guidance_interval` is {interval!r}; the smaller timestep comes first.")

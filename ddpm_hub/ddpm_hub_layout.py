@@ -14,6 +14,7 @@ import torch
 from diffusers import DDPMScheduler, UNet2DModel
 from diffusers import __version__ as diffusers_version
 
+from .ddpm_sampling_settings import checked_sampling
 from .scheduling_ddpm_hub import DDPMHubScheduler
 
 MODEL_INDEX = "model_index.json"
@@ -39,7 +40,22 @@ SCHEDULER_FILES = (
     "ddpm_sample_arithmetic.py",
 )
 CODE_FILES = {
-    "": ("pipeline_ddpm_hub.py", "ddpm_hub_layout.py", "ddpm_hub_upload.py", *SCHEDULER_FILES),
+    "": (
+        "pipeline_ddpm_hub.py",
+        "ddpm_editing.py",
+        "ddpm_fast_solvers.py",
+        "ddpm_hub_layout.py",
+        "ddpm_hub_loading.py",
+        "ddpm_hub_upload.py",
+        "ddpm_image_formats.py",
+        "ddpm_interruption.py",
+        "ddpm_network_calls.py",
+        "ddpm_noise_sources.py",
+        "ddpm_samplers.py",
+        "ddpm_sampling_settings.py",
+        "ddpm_trajectories.py",
+        *SCHEDULER_FILES,
+    ),
     "scheduler": SCHEDULER_FILES,
 }
 CODE_PATHS = tuple(str(PurePosixPath(folder, name)) for folder, names in CODE_FILES.items() for name in names)
@@ -72,7 +88,7 @@ STOCK_VARIANCE_TYPES = {
 }
 
 
-def write_model_index(folder: Path, id2label: dict | None) -> None:
+def write_model_index(folder: Path, id2label: dict | None, sampling: dict | None = None) -> None:
     """Writes the source files, and `model_index.json` last and whole: an interrupted save is never taken for a finished one.
 
     diffusers' own method copies no source file and names modules of this machine.
@@ -85,8 +101,7 @@ def write_model_index(folder: Path, id2label: dict | None) -> None:
         scheduler = read_json(folder / SCHEDULER_CONFIG).get("_class_name")
         if scheduler != DDPMHubScheduler.__name__:  # somebody has put another in its place: the index says so
             index["scheduler"] = ["diffusers", scheduler]
-    if id2label:
-        index["id2label"] = id2label
+    index |= {name: value for name, value in (("id2label", id2label), ("sampling", sampling)) if value}
     partial = folder / f"{MODEL_INDEX}.partial"
     partial.write_bytes(to_json(index))
     partial.replace(folder / MODEL_INDEX)
@@ -134,7 +149,7 @@ def check_folder(folder: Path) -> None:
         if index.get(key) != value:
             remedy = SAVE_REMEDY if key == "unet" else EXPORT_REMEDY
             raise ValueError(f"{path!r} has {key} = {index.get(key)!r}; it must be {value!r}. {remedy}")
-    if unknown := sorted(set(index) - set(INDEX) - {"_diffusers_version", "id2label"}):
+    if unknown := sorted(set(index) - set(INDEX) - {"_diffusers_version", "id2label", "sampling"}):
         raise ValueError(f"{path!r} names {unknown[0]!r}, which a DDPMHubPipeline does not have. {EXPORT_REMEDY}")
     for path in CODE_PATHS:
         if not (folder / path).is_file():
@@ -175,7 +190,8 @@ def check_model(folder: Path, scheduler_names: tuple[str, ...] = (DDPMHubSchedul
     """
     scheduler, unet = read_scheduler(folder, scheduler_names), read_unet(folder)
     _check_network(folder, unet, scheduler)
-    names = read_json(folder / MODEL_INDEX).get("id2label")
+    index = read_json(folder / MODEL_INDEX)
+    names = index.get("id2label")
     classes = [str(k) for k in range((unet.config.num_class_embeds or 1) - 1)]
     is_right = isinstance(names, dict) and all(k in classes and isinstance(v, str) for k, v in names.items())
     if names is not None and not is_right:
@@ -183,6 +199,10 @@ def check_model(folder: Path, scheduler_names: tuple[str, ...] = (DDPMHubSchedul
         raise ValueError(
             f"{str(folder / MODEL_INDEX)!r} has id2label = {names!r}; it may hold {allowed}. Mend it there."
         )
+    try:
+        checked_sampling(index.get("sampling"), scheduler, len(classes) or None)
+    except ValueError as error:
+        raise ValueError(f"{str(folder / MODEL_INDEX)!r} does not say how to sample: {error} Mend it there.") from error
     for path in weight_files(folder):
         check_weights(path, unet)
 

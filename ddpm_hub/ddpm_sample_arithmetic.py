@@ -37,9 +37,12 @@ def draw_noise(
         return noise.normal_(0.0, std)
     if isinstance(generator, torch.Generator):
         return _fill(noise, generator, std)
-    for row, row_generator in zip(noise, generator, strict=True):
+    # Generators of one other device, as seeds give them on the CPU, fill one tensor there, which is copied once.
+    devices = {one.device for one in generator}
+    drawn = torch.empty(noise.shape, dtype=noise.dtype, device=devices.pop()) if len(devices) == 1 else noise
+    for row, row_generator in zip(drawn, generator, strict=True):
         _fill(row, row_generator, std)
-    return noise
+    return drawn.to(noise.device)
 
 
 def _fill(noise: torch.Tensor, generator: torch.Generator, std: float) -> torch.Tensor:

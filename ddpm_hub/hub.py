@@ -120,7 +120,8 @@ def _build_repository(folder: Path, made: Path, keep_card: bool) -> None:
             shutil.copyfile(content, made / path)
     if read_json(folder / SCHEDULER_CONFIG)["_class_name"] != "DDPMHubScheduler":
         read_scheduler(folder, ("DDPMScheduler",)).save_config(made / "scheduler")
-    write_model_index(made, read_index(folder).get("id2label"))
+    index = read_index(folder)
+    write_model_index(made, index.get("id2label"), index.get("sampling"))
     if config := read_model_folder(made).config:  # without the paths of this machine
         text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
         (made / "config.yaml").write_text(text, encoding="utf-8")

@@ -369,7 +369,7 @@ def _solver_arguments(stored: dict, scheduler) -> list[str] | None:
     """What [`fast_solver`] sets in diffusers' DPM-Solver++ beside what is stored; `None` where it has no such solver."""
     from diffusers import DPMSolverMultistepScheduler
 
-    from .fast_solvers import fast_solver
+    from .ddpm_fast_solvers import fast_solver
 
     learned = stored.get("variance_type") in ("learned", "learned_range")
     try:

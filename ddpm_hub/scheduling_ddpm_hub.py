@@ -7,6 +7,7 @@ counts 0…T−1: timestep i is the paper's t = i + 1 ([`_paper_time`]). Clean d
 siblings, torch and diffusers.
 """
 
+import copy
 import math
 import operator
 import warnings
@@ -20,6 +21,7 @@ from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, Sch
 from .ddpm_argument_checks import (
     check_bounds,
     check_choice,
+    check_fraction,
     check_integer,
     check_noise_source,
     check_timesteps,
@@ -230,6 +232,32 @@ class DDPMHubScheduler(SchedulerMixin, ConfigMixin):
     def scale_model_input(self, sample: torch.Tensor, timestep: int | torch.Tensor | None = None) -> torch.Tensor:
         """Returns `sample` unchanged: DDPM feeds x_t to the network as it is."""
         return sample
+
+    def variant(
+        self, *, timestep_spacing: str | None = None, dynamic_thresholding_ratio: float | None = None
+    ) -> "DDPMHubScheduler":
+        """A copy, on the same tables, that spaces its timesteps or bounds x̂_0 in another way; this one stays as it is.
+
+        Args:
+            timestep_spacing (`str`, *optional*): `leading`, `trailing` or `linspace`.
+            dynamic_thresholding_ratio (`float`, *optional*): the quantile of |x̂_0| to threshold at, in place of clipping;
+                without a largest threshold where the configuration has none above 1.
+
+        Raises:
+            ValueError: for a spacing that does not exist or a ratio outside (0, 1].
+        """
+        other, changes = copy.copy(self), {}
+        if timestep_spacing is not None:
+            check_choice("timestep_spacing", timestep_spacing, TIMESTEP_SPACINGS)
+            changes["timestep_spacing"] = timestep_spacing
+        if dynamic_thresholding_ratio is not None:
+            check_bounds("dynamic_thresholding_ratio", dynamic_thresholding_ratio, 0, 1 + 1e-12)
+            largest = self.config.sample_max_value if self.config.sample_max_value > 1 else math.inf
+            other._clip_range, other._thresholding = None, (dynamic_thresholding_ratio, largest)
+            changes |= {"thresholding": True, "dynamic_thresholding_ratio": dynamic_thresholding_ratio,
+                        "sample_max_value": largest}  # fmt: skip
+        other.register_to_config(**changes)
+        return other
 
     def _warn_if_data_is_left(self, config) -> None:
         final, num_train = self.alphas_cumprod[-1].item(), len(self.betas)
@@ -565,8 +593,7 @@ class DDPMHubScheduler(SchedulerMixin, ConfigMixin):
         """The weights at η, as numbers, or as tensors in the sample's precision; in float64 with `in_double`."""
         if self._steps is None:
             raise ValueError("`step` was called before `set_timesteps`; call `set_timesteps(n)` first.")
-        if not isinstance(eta, int | float) or not 0 <= eta <= 1:
-            raise ValueError(f"`eta` is {eta!r}; it must be a number from 0 (DDIM) to 1 (DDPM).")
+        check_fraction("eta", eta, "from 0 (DDIM) to 1 (DDPM)")
         in_double = in_double or eta != 1  # what is computed from the table is computed in its own precision
         if torch.compiler.is_compiling():
             weights = self._gathered_weights(timestep, sample, in_double)  # numbers, too: none may become a constant

@@ -115,32 +115,3 @@ def test_the_peak_uses_no_random_number_of_the_process():
     torch.manual_seed(7)
     measured_peak(torch.device("cpu"), torch.float32)
     assert torch.equal(torch.rand(3), expected)
-
-
-FREED = """
-import resource, sys, torch
-from machine import keep_freed_memory
-if sys.argv[1] == "keep":
-    keep_freed_memory()
-def touch():
-    return [torch.ones(count << 20) for count in (5, 20, 40)]
-for _ in range(20):  # until the heap has a place for each
-    touch()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(5):
-    touch()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-"""
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="what is told to glibc")
-def test_freed_memory_is_used_again_without_the_system():
-    """Pages that a process touches for the first time since it was given them are counted by the system."""
-    faults = {
-        choice: int(subprocess.run([sys.executable, "-c", FREED, choice], check=True, capture_output=True, text=True,
-                                   cwd=REPOSITORY / "training").stdout)
-        for choice in ("keep", "give back")
-    }  # fmt: skip
-    # Each round touches 260 MiB; a page has at most 2 MiB, and huge ones have to be asked for.
-    assert faults["give back"] > 5 * 130
-    assert faults["keep"] < 130

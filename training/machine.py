@@ -1,8 +1,6 @@
-"""What a figure was measured on, without a word about whose machine it is; and what makes a machine faster."""
+"""What a figure was measured on, without a word about whose machine it is; and what that machine reaches."""
 
-import ctypes
 import platform
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -28,22 +26,6 @@ def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines() if cpuinfo.exists() else []
     models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(models, "") or platform.processor() or platform.machine()
-
-
-# Parameters of mallopt(3).
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
-
-
-def keep_freed_memory() -> None:
-    """Tells the C library that the memory which a training step frees is for the next one; for training on a CPU.
-
-    glibc gives large blocks back to the system, which clears each of their pages again when they are next touched: 10 to 15 %
-    of a training step (docs/TRAINING_SPEED.md). Elsewhere than on Linux with glibc this does nothing.
-    """
-    if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
-        library = ctypes.CDLL(None)
-        library.mallopt(M_TRIM_THRESHOLD, -1)
-        library.mallopt(M_MMAP_MAX, 0)
 
 
 def resolve_precision(mixed_precision: str, device: torch.device) -> str:

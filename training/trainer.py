@@ -12,7 +12,6 @@ from checkpoints import Checkpoint, save_checkpoint
 from diffusers.models.resnet import ResnetBlock2D
 from image_data import ImageData
 from learning_rate import learning_rate
-from machine import keep_freed_memory
 from objectives import Objective
 from random_batches import Batches, generator
 from streamed_images import StreamedImages
@@ -22,6 +21,7 @@ from train_config import TrainConfig
 from train_log import StepTotals
 
 from ddpm_hub import DDPMHubPipeline
+from ddpm_hub.ddpm_network_calls import keep_freed_memory
 
 
 class Trainer:

@@ -1,0 +1,298 @@
+"""Editing with the weights of a DDPM: img2img, inpaint, interpolate, invert, reconstruct.
+
+A part of `DDPMHubPipeline`. This file is copied beside every model that is published: it imports its siblings and torch.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
+
+from .ddpm_argument_checks import check_fraction, check_integer
+from .ddpm_image_formats import Images, encode_images, encode_mask
+from .ddpm_noise_sources import LARGEST_SEED, InterpolatedNoise
+from .ddpm_sampling_settings import SamplingSettings
+from .ddpm_trajectories import Trajectory, denoise, invert, repaint, repaint_moves
+
+# A walk back and forth through all T levels would take T times the resamplings.
+_FEWER_STEPS = SamplingSettings("ddpm", 100)
+_DETERMINISTIC = SamplingSettings("ddim", 50)
+
+
+class DDPMEditing:
+    """The editing methods of [`DDPMHubPipeline`]; every one takes the options of its `__call__` by name."""
+
+    def img2img(
+        self,
+        image: Images,
+        strength: float = 0.5,
+        *,
+        batch_size: int | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable | None = None,
+        callback_on_step_end_tensor_inputs: tuple[str, ...] = ("sample",),
+        **options,
+    ) -> ImagePipelineOutput | tuple:
+        """SDEdit (Meng et al. 2022, arXiv:2108.01073): noise is added up to a level, and taken away again.
+
+        Args:
+            image: one or B images of the model's size: `PIL.Image`, `numpy.ndarray` of shape (H, W, C) or (B, H, W, C),
+                `torch.Tensor` of shape (B, C, H, W), or a list; uint8, or floating point from 0 to 1.
+            strength (`float`, defaults to 0.5): the share of the steps that is taken, from 0 (the image itself) to 1.
+            batch_size (`int`, *optional*): how many pictures to make of one image.
+            output_type, return_dict, callback_on_step_end, callback_on_step_end_tensor_inputs: as in [`__call__`].
+            options: `class_labels`, `num_inference_steps`, `sampler`, `seed`, … as in [`__call__`].
+
+        Raises:
+            ValueError: for an argument outside its range, before the network is called.
+        """
+        states, total = self._img2img(image, strength, batch_size, options, output_type)
+        return self._drain(
+            states, total, output_type, return_dict, callback_on_step_end, callback_on_step_end_tensor_inputs
+        )
+
+    def stream_img2img(
+        self, image: Images, strength: float = 0.5, *, batch_size: int | None = None, **options
+    ) -> Trajectory:
+        """[`img2img`] step by step, as [`stream`]; nothing comes out at strength 0."""
+        return self._img2img(image, strength, batch_size, options)[0]
+
+    def _img2img(self, image, strength, batch_size, options: dict, output_type: str = "sample"):
+        self._check_output_type(output_type)
+        check_fraction("strength", strength)
+        original = self._repeated(self._encode("image", image), batch_size)
+        call = self._prepare(len(original), **options)
+        # As many steps as cover the strength: 0.55 of 10 are 6, and what rounding adds to 0.3 · 10 makes no fourth.
+        total = math.ceil(round(strength * len(call.sampler.timesteps), 6))
+        return self._from_level(call, original, len(call.sampler.timesteps) - total), total
+
+    @staticmethod
+    @torch.no_grad()
+    def _from_level(call, original: torch.Tensor, start: int) -> Trajectory:
+        if start == len(call.sampler.timesteps):
+            return original
+        sample = call.sampler.add_noise(original, call.noise.draw(original), start)
+        return (yield from denoise(call.network, call.sampler, call.noise, sample, start))
+
+    def inpaint(
+        self,
+        image: Images,
+        mask: Images,
+        *,
+        resamplings: int = 5,
+        jump_length: int = 10,
+        batch_size: int | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable | None = None,
+        callback_on_step_end_tensor_inputs: tuple[str, ...] = ("sample",),
+        **options,
+    ) -> ImagePipelineOutput | tuple:
+        """RePaint (Lugmayr et al. 2022, arXiv:2201.09865): what the mask covers is painted, the rest stays as it is.
+
+        Going forward again, from x_s to x_t, is one exact draw from q(x_t | x_s), whatever the number of steps between.
+
+        Args:
+            image: the known pixels, as in [`img2img`].
+            mask: white (`True`, 1, 255) where to paint: `PIL.Image`, `numpy.ndarray` of shape (H, W) or (B, H, W), or
+                `torch.Tensor` of shape (H, W), (B, H, W) or (B, 1, H, W).
+            resamplings (`int`, defaults to 5): how often each stretch of `jump_length` steps is taken, so that what is
+                painted agrees with what is known; 1 is once. The network is called nearly that many times more often.
+            jump_length (`int`, defaults to 10): j, at least 1.
+            batch_size, output_type, return_dict, callback_on_step_end, options: as in [`img2img`]. The sampler is `ddpm` or
+                `ddim`; 100 steps are the default where the model's own sampler is neither.
+
+        Raises:
+            ValueError: for an argument outside its range, before the network is called.
+        """
+        states, total = self._inpaint(image, mask, resamplings, jump_length, batch_size, options, output_type)
+        return self._drain(
+            states, total, output_type, return_dict, callback_on_step_end, callback_on_step_end_tensor_inputs
+        )
+
+    def stream_inpaint(
+        self,
+        image: Images,
+        mask: Images,
+        *,
+        resamplings: int = 5,
+        jump_length: int = 10,
+        batch_size: int | None = None,
+        **options,
+    ) -> Trajectory:
+        """[`inpaint`] step by step, as [`stream`]."""
+        return self._inpaint(image, mask, resamplings, jump_length, batch_size, options)[0]
+
+    def _inpaint(self, image, mask, resamplings, jump_length, batch_size, options: dict, output_type: str = "sample"):
+        self._check_output_type(output_type)
+        check_integer("resamplings", resamplings, 1, math.inf)
+        check_integer("jump_length", jump_length, 1, math.inf)
+        known = self._repeated(self._encode("image", image), batch_size)
+        mask = encode_mask(mask, len(known), self.image_size).to(known.device)
+        call = self._prepare(len(known), usual=_FEWER_STEPS, samplers=("ddpm", "ddim"), **options)
+        moves = repaint_moves(len(call.sampler.timesteps), resamplings, jump_length)
+        states = repaint(call.network, call.sampler, call.noise, known, mask, moves)
+        return states, sum(after > before for before, after in moves)
+
+    def interpolate(
+        self,
+        first: int | Images,
+        second: int | Images,
+        count: int = 8,
+        timestep: int | None = None,
+        *,
+        seed: int | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable | None = None,
+        callback_on_step_end_tensor_inputs: tuple[str, ...] = ("sample",),
+        **options,
+    ) -> ImagePipelineOutput | tuple:
+        """A row of images that lead from one to another, the ends included.
+
+        Between two seeds all noise of the two calls is mixed spherically, x_T and that of every step: the ends are what
+        each seed gives alone. Between two images x_t is mixed linearly at a chosen t, as in [Ho] section 4.3: both are taken
+        there with the same noise, and all go on with the same noise, so that the ends are what [`img2img`] makes of them.
+
+        Args:
+            first, second: two seeds (`int`), or two images as in [`img2img`].
+            count (`int`, defaults to 8): how many images, at least 2; image i has the weight i/(count − 1).
+            timestep (`int`, *optional*): t, from 0 to T−1, for images and only for those; the nearest step of the sampler is
+                taken. Small t mixes the images, large t what they show.
+            seed (`int`, *optional*): of the noise, for images and only for those; by default torch's own.
+            output_type, return_dict, callback_on_step_end, options: as in [`img2img`]; one class for all, or one for each.
+
+        Raises:
+            ValueError: for an argument outside its range, before the network is called.
+        """
+        self._check_output_type(output_type)
+        states, total = self._interpolate(first, second, count, timestep, seed, options)
+        return self._drain(
+            states, total, output_type, return_dict, callback_on_step_end, callback_on_step_end_tensor_inputs
+        )
+
+    def stream_interpolate(
+        self, first, second, count: int = 8, timestep: int | None = None, *, seed: int | None = None, **options
+    ) -> Trajectory:
+        """[`interpolate`] step by step, as [`stream`]."""
+        return self._interpolate(first, second, count, timestep, seed, options)[0]
+
+    def _interpolate(self, first, second, count, timestep, seed, options: dict):
+        check_integer("count", count, 2, math.inf)
+        weights = torch.linspace(0, 1, count, dtype=torch.float64)
+        if options.pop("generator", None) is not None:
+            raise ValueError("`generator` was given; the noise of an interpolation comes from seeds.")
+        by_seed = not hasattr(first, "shape") and hasattr(first, "__index__")
+        if by_seed:
+            for name, value in (("first", first), ("second", second)):
+                check_integer(name, value, 0, LARGEST_SEED)
+            if timestep is not None or seed is not None:
+                name, value = ("timestep", timestep) if timestep is not None else ("seed", seed)
+                raise ValueError(f"`{name}` is {value}, but `first` is a seed; it goes with two images. Leave it out.")
+            noise = InterpolatedNoise(*(torch.Generator().manual_seed(s) for s in (first, second)), weights)
+            call = self._prepare(count, noise=noise, **options)
+            shape = (count, self.unet.config.in_channels, *self.image_size)
+            sample = noise.draw(torch.empty(shape, device=self._execution_device))
+            return denoise(call.network, call.sampler, noise, sample), len(call.sampler.timesteps)
+        ends = [self._encode(name, image) for name, image in (("first", first), ("second", second))]
+        for name, end in zip(("first", "second"), ends, strict=True):
+            if len(end) != 1:
+                raise ValueError(f"`{name}` holds {len(end)} images; an interpolation leads from one to another.")
+        if timestep is None:
+            raise ValueError("`timestep` is missing: two images are mixed in x_t; give t, say half of T.")
+        check_integer("timestep", timestep, 0, len(self.scheduler) - 1)
+        if seed is not None:
+            check_integer("seed", seed, 0, LARGEST_SEED)
+        generator = torch.Generator()
+        _ = generator.seed() if seed is None else generator.manual_seed(seed)
+        noise = InterpolatedNoise(generator, generator, weights)
+        call = self._prepare(count, noise=noise, **options)
+        times = call.sampler.timesteps
+        start = min(range(len(times)), key=lambda i: abs(times[i] - timestep))
+        return self._between(call, ends, weights, start), len(times) - start
+
+    @staticmethod
+    @torch.no_grad()
+    def _between(call, ends: list[torch.Tensor], weights: torch.Tensor, start: int) -> Trajectory:
+        noise = call.noise.draw(ends[0].expand(len(weights), -1, -1, -1))
+        # Mixing the images and adding the same noise to each is mixing the noisy images.
+        rows = weights.to(ends[0]).reshape(-1, 1, 1, 1)
+        mixed = torch.where(rows == 1, ends[1], torch.lerp(ends[0], ends[1], rows))
+        sample = call.sampler.add_noise(mixed, noise, start)
+        return (yield from denoise(call.network, call.sampler, call.noise, sample, start))
+
+    def invert(self, image: Images, strength: float = 1.0, **options) -> torch.Tensor:
+        """The noise that DDIM leads to an image from: DDIM inversion (arXiv:2010.02502, section 4.3).
+
+        `pipeline(sample=pipeline.invert(image), sampler="ddim", num_inference_steps=50)` leads back; how nearly, is in
+        docs/SAMPLING.md by the number of steps, which must be the same both ways.
+
+        Args:
+            image: as in [`img2img`].
+            strength (`float`, defaults to 1.0): the share of the steps that is taken, from 0 (x_0) to 1 (x_T).
+            options: `class_labels`, `num_inference_steps` (50 by default) and others, as in [`__call__`].
+
+        Returns:
+            `torch.Tensor` of float32, shape (B, C, H, W).
+
+        Raises:
+            ValueError: for an argument outside its range, before the network is called.
+        """
+        states, total, _ = self._invert(image, strength, options)
+        return self._drain(states, total, "sample", False)[0]
+
+    def _invert(self, image, strength, options: dict):
+        check_fraction("strength", strength)
+        original = self._encode("image", image)
+        # What is stored to guide samples would lead the way back elsewhere.
+        options = {"guidance_scale": 1.0} | options
+        call = self._prepare(len(original), usual=_DETERMINISTIC, samplers=("ddim",), **options)
+        if call.sampler.eta:
+            raise ValueError(f"`eta` is {call.sampler.eta}; an inversion has no noise. Leave it out.")
+        total = math.ceil(round(strength * len(call.sampler.timesteps), 6))
+        start = len(call.sampler.timesteps) - total
+        return invert(call.network, call.sampler, original, start), total, (call, start)
+
+    def reconstruct(
+        self,
+        image: Images,
+        strength: float = 1.0,
+        *,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable | None = None,
+        callback_on_step_end_tensor_inputs: tuple[str, ...] = ("sample",),
+        **options,
+    ) -> ImagePipelineOutput | tuple:
+        """What the model makes of an image on the way to noise and back: [`invert`], and DDIM from there.
+
+        Arguments as in [`invert`] and [`img2img`]; the callback sees the way up and the way back.
+        """
+        self._check_output_type(output_type)
+        up, total, (call, start) = self._invert(image, strength, options)
+
+        def both() -> Trajectory:
+            sample = yield from up
+            return (yield from denoise(call.network, call.sampler, call.noise, sample, start))
+
+        return self._drain(
+            both(), 2 * total, output_type, return_dict, callback_on_step_end, callback_on_step_end_tensor_inputs
+        )
+
+    # --- What they share ---
+
+    def _encode(self, name: str, image: Images) -> torch.Tensor:
+        return encode_images(name, image, self.unet.config.in_channels, self.image_size).to(self._execution_device)
+
+    @staticmethod
+    def _repeated(images: torch.Tensor, batch_size: int | None) -> torch.Tensor:
+        if batch_size is None or batch_size == len(images):
+            return images
+        check_integer("batch_size", batch_size, 1, math.inf)
+        if len(images) != 1:
+            raise ValueError(
+                f"`batch_size` is {batch_size}, but `image` holds {len(images)}; leave it out, or pass one."
+            )
+        return images.expand(batch_size, -1, -1, -1)
