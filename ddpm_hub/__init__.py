@@ -14,6 +14,8 @@ _MODULE_OF = {
     "VariationalBound": "variational_bound",
     "DDPMHubPipeline": "pipeline_ddpm_hub",
     "DDPMHubState": "ddpm_trajectories",
+    "film_strip": "trajectory_pictures",
+    "save_animation": "trajectory_pictures",
 }
 
 __all__ = ["__version__", *_MODULE_OF]

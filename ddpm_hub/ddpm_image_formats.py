@@ -89,7 +89,7 @@ def encode_mask(mask: Images, count: int, size: tuple[int, int]) -> torch.Tensor
     if isinstance(mask, list | tuple) and mask:
         mask = torch.cat([encode_mask(one, 1, size) for one in mask])
     elif isinstance(mask, Image.Image):
-        mask = np.asarray(mask.convert("L"))
+        mask = np.array(mask.convert("L"))
     if not isinstance(mask, np.ndarray | torch.Tensor):
         raise ValueError(
             f"`mask` is a {type(mask).__name__}; it must be a PIL image, an array, a tensor, or a list of them."

@@ -62,6 +62,7 @@ def render_card(folder: str | Path, repo_id: str | None = None) -> ModelCard:
         evaluation=[e for e in model.metrics.get("evaluation", []) if "value" in e],
         evaluation_table=_evaluation_table(model.metrics),
         speed_table=_speed_table(model),
+        sampling_quality=_sampling_quality(model),
         plain=plain,
         number=number,
         machine=machine,
@@ -129,7 +130,16 @@ def _metadata(model: ModelFolder, name: str, folder: Path) -> ModelCardData:
             validate_repo_id(dataset)
         except HFValidationError as error:
             raise ValueError(f"{str(folder / 'metrics.json')!r} is damaged: training.dataset: {error}") from error
-    arguments = ("num_samples", "seed", "num_inference_steps", "eta", "guidance_scale", "extractor", "reference")
+    arguments = (
+        "num_samples",
+        "seed",
+        "sampler",
+        "num_inference_steps",
+        "eta",
+        "guidance_scale",
+        "extractor",
+        "reference",
+    )
     results = [
         EvalResult(
             task_type=TASK,
@@ -181,6 +191,8 @@ def _facts(model: ModelFolder, scheduler) -> list[tuple[str, str]]:
             f"`{config.prediction_type}`, `{_schedule_name(scheduler)}` with T = {len(scheduler)}",
         ),
     ]
+    if model.sampling:
+        rows.append(("Sampled by default", _steps(model.sampling)))
     if dataset := _dataset(model):
         count = f", {training['num_images']:,} images" if "num_images" in training else ""
         rows.append(("Training data", plain(dataset) + count))
@@ -206,7 +218,7 @@ def _grid(model: ModelFolder) -> dict | None:
             caption = f"{facts['num_samples']:,} samples"
         caption += ", a class in each column" if facts.get("class_in_each_column") else ""
         if "num_inference_steps" in facts:
-            caption += f"; {', '.join([number(facts['num_inference_steps']) + ' steps', *_unusual(facts)])}"
+            caption += f"; {_steps(facts)}"
         if "seed" in facts and "num_samples" in facts:
             caption += f", seeds {facts['seed']} to {facts['seed'] + facts['num_samples'] - 1}; not selected"
     return {"path": quote(os.fsencode(model.sample_grid)), "caption": caption}
@@ -235,23 +247,58 @@ def _evaluation_table(metrics: dict) -> str:
     def figures(key: str) -> list[str]:
         return [number(entry[key]) if key in entry else "" for entry in entries]
 
-    steps = figures("num_inference_steps")
     return _table(
         {
             "Metric": [plain(entry["name"]) for entry in entries],
             "Value": [_value_and_reference(entry) for entry in entries],
             "Samples": figures("num_samples"),
-            "Steps": [", ".join([s, *_unusual(e)] if s else _unusual(e)) for s, e in zip(steps, entries, strict=True)],
+            "Drawn with": [_steps(e) if "num_inference_steps" in e else "" for e in entries],
             "First seed": [str(entry.get("seed", "")) for entry in entries],
             "Judged by": [plain(entry.get("extractor", "")) for entry in entries],
         }
     )
 
 
-def _unusual(drawn: dict) -> list[str]:
-    """η and the guidance of samples, where they are not those of a plain DDPM."""
-    eta = [f"η = {number(drawn['eta'])}"] if drawn.get("eta", 1) != 1 else []
-    return eta + ([f"guidance {number(drawn['guidance_scale'])}"] if drawn.get("guidance_scale", 1) != 1 else [])
+def _sampling_quality(model: ModelFolder) -> dict | None:
+    """The table of distances by sampler and steps, the model's own in bold."""
+    study, own = model.metrics.get("sampling_quality", {}), model.sampling
+    if not study.get("rows"):
+        return None
+    steps = sorted({row["num_inference_steps"] for row in study["rows"]})
+    kinds = list(dict.fromkeys((row["sampler"], row["variance_type"]) for row in study["rows"]))
+    cells = {
+        (row["sampler"], row["variance_type"], row["num_inference_steps"]): _distance(row) for row in study["rows"]
+    }
+    chosen = (own.get("sampler"), own.get("num_inference_steps"))
+    columns: dict[str, list[str]] = {"Sampler": [], "Variance": []} | {f"{n} steps": [] for n in steps}
+    for sampler, variance in kinds:
+        columns["Sampler"].append(f"`{sampler}`")
+        columns["Variance"].append("" if variance == "none" else f"`{variance}`")
+        for n in steps:
+            text = cells.get((sampler, variance, n), "")
+            is_own = (sampler, n) == chosen and variance in ("none", model.scheduler.get("variance_type"))
+            columns[f"{n} steps"].append(f"**{text}**" if is_own and text else text)
+    return {
+        "description": plain(study.get("description", "")),
+        "num_samples": study.get("num_samples"),
+        "floor": _distance(study["floor"]) if "floor" in study else None,
+        "table": _table(columns),
+    }
+
+
+def _distance(row: dict) -> str:
+    return f"{1000 * row['value']:.2f} ± {1000 * row['standard_error']:.2f}"
+
+
+def _steps(drawn: dict) -> str:
+    """How many steps, and the sampler, η and guidance of samples, where they are not those of a plain DDPM."""
+    sampler = drawn.get("sampler", "ddpm")
+    count = drawn.get("num_inference_steps")
+    parts = [] if count is None else [f"{number(count)} step{'s' if count > 1 else ''}"]
+    parts += [f"`{sampler}`"] if sampler != "ddpm" else []
+    parts += [f"η = {number(drawn['eta'])}"] if drawn.get("eta", 1) != 1 and sampler == "ddpm" else []
+    parts += [f"guidance {number(drawn['guidance_scale'])}"] if drawn.get("guidance_scale", 1) != 1 else []
+    return ", ".join(parts) or "all steps"
 
 
 def _speed_table(model: ModelFolder) -> str:
@@ -318,21 +365,18 @@ def _use(model: ModelFolder, scheduler) -> dict:
     channels, height, width = model.image_shape
     learned = scheduler.config.variance_type in ("learned", "learned_range")
     solver = _solver_arguments(model.scheduler, scheduler)
-    steps = possible_steps(scheduler, model.config.get("num_inference_steps", 100))
+    own = model.sampling
+    is_ddpm = own.get("sampler", "ddpm") == "ddpm" and own.get("eta", 1) == 1
+    steps = possible_steps(scheduler, own.get("num_inference_steps", 100) if is_ddpm else 100)
     labels = [k % len(model.class_names) for k in range(SAMPLES)] if model.class_names else None
     is_picture = channels in (1, 3, 4)
     output = [] if is_picture and model.unet.get("out_channels") == channels else ['output_type="np"']
     arguments = [f"num_inference_steps={steps}"]
-    drawn = [f"eta={model.config['eta']}"] if model.config.get("eta", 1) != 1 else []
-    drawn += (
-        [f"guidance_scale={model.config['guidance_scale']}"]
-        if labels and model.config.get("guidance_scale", 1) != 1
-        else []
-    )
     subject = f"class_labels={labels}" if labels else f"batch_size={SAMPLES}"
     return {
         "labels": labels,
-        "arguments": ", ".join([subject, *arguments, *drawn, *output]),
+        # What is stored with the model need not be said.
+        "arguments": ", ".join([subject, *([] if "num_inference_steps" in own else arguments), *output]),
         "stock_arguments": ", ".join([f"batch_size={SAMPLES}", *arguments, *output]),
         "batch_size": SAMPLES,
         "solver_steps": min(SOLVER_STEPS, len(scheduler)),

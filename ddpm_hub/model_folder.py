@@ -31,6 +31,7 @@ METRICS = {
         "file": str,  # relative to the model's folder
         "num_samples": int,
         "seed": int,  # of the first; sample i has seed + i
+        "sampler": str,
         "num_inference_steps": int,
         "eta": float,
         "guidance_scale": float,
@@ -44,6 +45,7 @@ METRICS = {
             "value": float,
             "num_samples": int,
             "seed": int,
+            "sampler": str,
             "num_inference_steps": int,
             "eta": float,
             "guidance_scale": float,
@@ -51,6 +53,20 @@ METRICS = {
             "reference": {"name": str, "value": float},  # what the value is to be compared with
         }
     ],
+    "sampling_quality": {  # how far samples are from the data (benchmarks/sampling_quality.py)
+        "description": str,  # one sentence: what was measured
+        "num_samples": int,
+        "floor": {"value": float, "standard_error": float},  # of real images that were held out
+        "rows": [
+            {
+                "sampler": str,
+                "variance_type": str,
+                "num_inference_steps": int,
+                "value": float,
+                "standard_error": float,
+            }
+        ],
+    },
     "speed": [
         {
             "what": str,
@@ -63,6 +79,7 @@ METRICS = {
     ],
 }
 _REQUIRED = {"evaluation": ("type", "name"), "speed": ("what",)}
+_SAMPLING = {"sampler": str, "num_inference_steps": int, "eta": float, "guidance_scale": float}
 _CONFIG = {
     "license": str,
     "dataset_name": str,
@@ -87,6 +104,7 @@ class ModelFolder:
     num_parameters (`int`): of the network.
     dtype (`str`): the precision of the weights, as torch names it.
     config (`dict`): the resolved configuration of the training run, without paths of the machine; may be empty.
+    sampling (`dict`): how it is sampled where a call says nothing else; may be empty.
     metrics (`dict`): figures in the form of [`METRICS`], without those that are null; may be empty.
     sample_grid (`str`, *optional*): the last grid in `samples/`; paths are relative to the folder.
     plots (`list[str]`): all other pictures, at the root and in `plots/`.
@@ -100,6 +118,7 @@ class ModelFolder:
     num_parameters: int
     dtype: str
     config: dict
+    sampling: dict
     metrics: dict
     sample_grid: str | None
     plots: list[str]
@@ -117,6 +136,7 @@ def read_model_folder(folder: str | Path) -> ModelFolder:
     if "DDPMHubPipeline" not in str(index.get("_class_name")):  # a list or, of old folders, a text
         raise _damaged(folder, "model_index.json", "`_class_name` names no DDPMHubPipeline")
     _check(index.get("id2label", {}), {}, folder, "model_index.json", "id2label")
+    _check(index.get("sampling", {}), _SAMPLING, folder, "model_index.json", "sampling")
     unet, scheduler = _read(folder, "unet/config.json"), _read(folder, "scheduler/scheduler_config.json")
     _check(unet, _UNET, folder, "unet/config.json")
     num_parameters, dtype = _weights(folder)
@@ -139,6 +159,7 @@ def read_model_folder(folder: str | Path) -> ModelFolder:
         num_parameters=num_parameters,
         dtype=dtype,
         config=_without_paths(config, on_hub=metrics.get("training", {}).get("dataset_on_hub", False)),
+        sampling=index.get("sampling", {}),
         metrics=metrics,
         sample_grid=grids[-1] if grids else None,
         plots=[*_pictures(folder, "*.png"), *_pictures(folder, "plots/*.png")],

@@ -3,14 +3,11 @@
 import getpass
 import json
 import platform
-import subprocess
-import sys
 import time
 from collections import Counter
 
 import pytest
 import torch
-from conftest import REPOSITORY
 from machine import cpu_name, describe_machine, measured_peak, resolve_precision
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode

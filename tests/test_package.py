@@ -98,6 +98,7 @@ ALLOWED = {
         "numpy",
         "torch",
     },
+    "trajectory_pictures": {".ddpm_argument_checks", ".ddpm_equations", ".ddpm_trajectories", "PIL", "torch"},
     "shared_files": set(),
     "model_folder": {"safetensors", "yaml"},
     "model_card": {

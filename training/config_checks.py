@@ -32,6 +32,7 @@ CHOICES = {
     "unreadable_images": ("refuse", "skip"),
     # The scheduler knows more: the analytic one is estimated once the network is trained.
     "variance_type": ("fixed_small", "fixed_large", "learned_range"),
+    "sampler": ("ddpm", "ddim", "dpm++", "unipc"),
     "objective": ("simple", "vlb", "hybrid"),
     "loss_weighting": ("none", "snr", "min_snr"),
     "timestep_sampling": ("uniform", "stratified", "importance"),
@@ -114,7 +115,7 @@ def _check_numbers(config: TrainConfig) -> None:
     _require(config, "weight_decay", 0 <= config.weight_decay < math.inf, "zero or a positive number")
     for name in ("dropout", "class_dropout"):
         _require(config, name, 0 <= getattr(config, name) < 1, "from 0 to below 1")
-    _require(config, "eta", 0 <= config.eta <= 1, "from 0 (DDIM) to 1 (DDPM)")
+    _require(config, "eta", config.eta is None or 0 <= config.eta <= 1, "from 0 (DDIM) to 1 (DDPM)")
     _require(
         config, "guidance_scale", 0 <= config.guidance_scale < math.inf, "zero or a positive number; 1 is no guidance"
     )
@@ -264,6 +265,11 @@ def _check_objective(config: TrainConfig) -> None:
         raise UserError(
             f"`objective` is 'hybrid' and `variance_type` is {config.variance_type!r}: the bound in it trains the variance "
             f"alone, and there is none to train. Add --variance_type learned_range, or --objective simple."
+        )
+    if config.eta and config.sampler not in ("ddpm", "ddim"):
+        raise UserError(
+            f"`eta` is {config.eta} and `sampler` is {config.sampler!r}, which adds no noise; leave eta out, or add --sampler "
+            f"ddpm."
         )
     if config.guidance_scale != 1 and not (config.class_conditional and config.class_dropout):
         lacking = "class_conditional" if not config.class_conditional else "class_dropout"

@@ -27,6 +27,8 @@ def draw(
 ) -> torch.Tensor:
     """Draws `count` samples with a progress bar; sample i comes from the seed `config.seed + i`, whichever process draws it.
 
+    The pipeline's own settings say how: those that the configuration stores with the model.
+
     To be called by every process.
 
     Returns:
@@ -49,10 +51,7 @@ def draw(
             for state in pipeline.stream(
                 batch_size=len(chunk),
                 class_labels=None if labels is None else [labels[i] for i in chunk],
-                num_inference_steps=config.num_inference_steps,
-                generator=[torch.Generator().manual_seed(config.seed + i) for i in chunk],
-                eta=config.eta,
-                guidance_scale=1.0 if labels is None else config.guidance_scale,
+                seed=[config.seed + i for i in chunk],
             ):
                 bar.update()
             samples.append(denormalize(state.sample))

@@ -76,7 +76,8 @@ def run(config: TrainConfig, output: Path, found: Found) -> int:
         check_data(found.checkpoint.state, data, config)
         check_precision(found.checkpoint.state, accelerator.mixed_precision, config)
     set_seed(config.seed)
-    pipeline = DDPMHubPipeline(build_unet(config, data), scheduler, id2label=dict(enumerate(data.class_names)))
+    names = dict(enumerate(data.class_names))
+    pipeline = DDPMHubPipeline(build_unet(config, data), scheduler, names, config.sampling(bool(names)))
     if config.dry_run:
         resolved = dataclasses.replace(config, mixed_precision=accelerator.mixed_precision)
         report = timed_steps(resolved, data, pipeline, accelerator)
@@ -195,9 +196,14 @@ def finish(
 
     if trained is None:
         metrics = json.loads((output / "metrics.json").read_text(encoding="utf-8"))
-        pipeline = DDPMHubPipeline.from_pretrained(output)
-        pipeline.unet.to(accelerator.device)
+        stored = DDPMHubPipeline.from_pretrained(output)
+        stored.unet.to(accelerator.device)
+        # It may now be sampled in another way.
+        sampling = config.sampling(bool(data.class_names))
+        pipeline = DDPMHubPipeline(stored.unet, stored.scheduler, stored.id2label, sampling)
         pipeline.set_progress_bar_config(disable=True)
+        if main:
+            pipeline.save_config(output)
     else:
         figures, pipeline = trained
         metrics = training_report(config, data, figures, accelerator)

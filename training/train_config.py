@@ -91,8 +91,10 @@ class TrainConfig:
         report_to: trackers beside the log on disk: `tensorboard`, `wandb`, `trackio`.
         tracker_project: under which name they list the run.
         sample_every: optimizer steps between sample grids; 0 for none but the last.
-        num_inference_steps: steps with which the grids and the scored samples are drawn.
-        eta: of these samples, from 0 (DDIM) to 1 (DDPM).
+        sampler: with which the grids and the scored samples are drawn, `ddpm`, `ddim`, `dpm++` or `unipc`; this and the
+            three that follow are stored with the model, as what it is sampled with where a call says nothing else.
+        num_inference_steps: steps of the sampler.
+        eta: of `ddpm` (1 by default) and `ddim` (0 by default), from 0 to 1.
         guidance_scale: w of classifier-free guidance, with which classes are drawn; 1 is none. It takes two network
             evaluations a step.
         fidelity_samples: class-conditional samples that a classifier judges at the end; 0 for none.
@@ -167,8 +169,9 @@ class TrainConfig:
     report_to: tuple[str, ...] = ()
     tracker_project: str = "ddpm_hub"
     sample_every: int = 400
+    sampler: str = "ddpm"
     num_inference_steps: int = 100
-    eta: float = 1.0
+    eta: float | None = None
     guidance_scale: float = 1.0
     fidelity_samples: int = 200
 
@@ -178,6 +181,13 @@ class TrainConfig:
 
     def __post_init__(self):
         check_config(self)
+
+    def sampling(self, has_classes: bool) -> dict:
+        """How the model is sampled, as it is stored with it: [`DDPMHubPipeline`]'s `sampling`."""
+        eta = {"ddpm": 1.0, "ddim": 0.0}.get(self.sampler) if self.eta is None else self.eta
+        settings = {"sampler": self.sampler, "num_inference_steps": self.num_inference_steps, "eta": eta}
+        settings |= {"guidance_scale": self.guidance_scale} if has_classes else {}
+        return {name: value for name, value in settings.items() if value is not None}
 
     def to_yaml(self) -> str:
         """The resolved configuration; [`parse_config`] reads it back to an equal one."""

@@ -45,8 +45,7 @@ def training_report(
 
 def drawn_with(config: TrainConfig, has_classes: bool = True) -> dict:
     """How every sample of the run is drawn."""
-    settings = {"seed": config.seed, "num_inference_steps": config.num_inference_steps, "eta": config.eta}
-    return settings | ({"guidance_scale": config.guidance_scale} if has_classes else {})
+    return {"seed": config.seed} | config.sampling(has_classes)
 
 
 def print_plan(config: TrainConfig, data: ImageData | StreamedImages, pipeline: DDPMHubPipeline) -> None:

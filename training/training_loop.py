@@ -168,6 +168,6 @@ class _Loop:
         return unet.requires_grad_(False).eval()
 
     def around(self, unet: UNet2DModel) -> DDPMHubPipeline:
-        pipeline = DDPMHubPipeline(unet, self.pipeline.scheduler, id2label=self.pipeline.id2label)
+        pipeline = DDPMHubPipeline(unet, self.pipeline.scheduler, self.pipeline.id2label, self.pipeline.config.sampling)
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
