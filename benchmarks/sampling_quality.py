@@ -101,9 +101,8 @@ class Reference:
         """The distance of all samples, and then of all but one block, for each of the blocks."""
         points = as_points(samples)
         to_real, among = torch.cdist(points, self.real).mean(1), torch.cdist(points, points)
-        keep = [torch.ones(len(points), dtype=torch.bool)]
-        for block in range(BLOCKS):
-            keep.append(torch.arange(len(points)) % BLOCKS != block)
+        blocks = torch.arange(len(points)) % BLOCKS
+        keep = [blocks != left_out for left_out in range(-1, BLOCKS)]
         values = []
         for rows in keep:
             count = int(rows.sum())

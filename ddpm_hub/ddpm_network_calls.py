@@ -18,6 +18,10 @@ from diffusers import UNet2DModel
 # Parameters of mallopt(3).
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
+# What torch, C++ and oneDNN say on a CPU, where none of them has a class of errors for it.
+_NO_MEMORY = ("can't allocate memory", "bad_alloc", "could not create a memory", "could not create a primitive",
+              "could not execute a primitive")  # fmt: skip
+
 _compiling = threading.Lock()
 
 
@@ -65,7 +69,7 @@ class NetworkCalls:
         is_guided = self._both is not None and self._interval[0] <= timestep <= self._interval[1]
         try:
             return self._predict(sample, timestep, is_guided)
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             if not _is_out_of_memory(error):
                 raise
         # Outside of the handler, whose traceback keeps what was computed until then.
@@ -94,7 +98,7 @@ class NetworkCalls:
                 torch.cuda.empty_cache()
             try:
                 self._predict(sample[:count], timestep, is_guided)
-            except RuntimeError as error:
+            except (RuntimeError, MemoryError) as error:
                 if not _is_out_of_memory(error):
                     raise
             else:
@@ -134,8 +138,8 @@ def with_embeddings_of(unet: UNet2DModel, timesteps: list[int]) -> UNet2DModel:
     return other
 
 
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+def _is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(sign in str(error) for sign in _NO_MEMORY)
 
 
 # --- fast=True ---
@@ -175,7 +179,7 @@ class CompiledNetwork:
         try:
             self._compiled(*arguments, return_dict=False)
         except Exception as error:  # compilers, drivers and torch's own passes fail in their own ways
-            if isinstance(error, RuntimeError) and _is_out_of_memory(error):
+            if _is_out_of_memory(error):
                 raise
             self._compiled = None
             reason = (str(error).strip().splitlines() or [""])[0]
