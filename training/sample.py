@@ -39,6 +39,7 @@ def main(argv: list[str]) -> int:
         options = parse_options(argv)
         with warnings.catch_warnings():
             warnings.showwarning = show_warning
+            warnings.simplefilter("ignore", FutureWarning)  # one library to another
             return run(options)
     except UserError as error:
         if "--debug" in argv:

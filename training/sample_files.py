@@ -12,13 +12,16 @@ import json
 import os
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from durable_files import PARTIAL, sync_folder, write_synced, write_whole
+from PIL import Image
 from train_config import UserError
 
+WRITERS = 8  # threads that wait for the disk: one after another, small images take longer to write than to draw
 SETTINGS_FILE = "samples.json"
 IMAGES = "images"
 METADATA = "metadata.csv"
@@ -139,16 +142,21 @@ def write_images(images: Path, ending: str, drawn: dict[int, object]) -> None:
         drawn (`dict`): by their numbers, images of PIL, or for `npy` a `torch.Tensor` of shape (C, H, W).
     """
     partials = {images / (file_name(n, ending) + PARTIAL): image for n, image in drawn.items()}
-    for path, image in partials.items():
-        buffer = io.BytesIO()
-        if ending == "png":
-            image.save(buffer, format="PNG")
-        else:
-            np.save(buffer, image.float().cpu().numpy())
-        write_synced(path, [buffer.getvalue()])
+    with ThreadPoolExecutor(WRITERS) as writers:
+        for _ in writers.map(_write, partials, partials.values()):
+            pass  # raises what a writer raised
     for path in partials:
         path.replace(path.with_suffix(""))
     sync_folder(images)
+
+
+def _write(path: Path, image) -> None:
+    buffer = io.BytesIO()
+    if isinstance(image, Image.Image):
+        image.save(buffer, format="PNG")
+    else:
+        np.save(buffer, image.float().cpu().numpy())
+    write_synced(path, [buffer.getvalue()])
 
 
 def write_metadata(images: Path, ending: str, seed: int, labels: list[int] | None, names: dict[int, str]) -> None:
