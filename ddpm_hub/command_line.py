@@ -203,7 +203,7 @@ def _sample(options) -> int:
 
     pipeline = DDPMHubPipeline.from_pretrained(options.model, revision=options.revision)
     pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
-    labels = _class_labels(options.class_labels, pipeline)
+    labels = class_numbers(options.class_labels, pipeline)
     steps = options.num_inference_steps or possible_steps(pipeline.scheduler, DEFAULT_STEPS)
     images, last = [], options.num_images - 1
     for start in range(0, options.num_images, options.batch_size):
@@ -230,7 +230,12 @@ def _check_revision(options) -> None:
         raise ValueError(f"--revision is {options.revision!r}, but {options.model!r} is a folder; leave it out.")
 
 
-def _class_labels(given: list[str] | None, pipeline) -> list[int] | None:
+def class_numbers(given: list[str] | None, pipeline) -> list[int] | None:
+    """The classes of `--class_labels`, which are names or numbers, as numbers.
+
+    Raises:
+        ValueError: for a class that the model does not have.
+    """
     if given is None:
         return None
     names = list(pipeline.id2label.values())

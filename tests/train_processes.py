@@ -1,4 +1,4 @@
-"""Real processes of training/train.py that start at once: each is a fork of one process that has imported everything.
+"""Real processes of training/train.py, or another script, that start at once: forks of one that has imported everything.
 
 `python tests/train_processes.py` is that process: it reads a command a line, forks, and says the process number. A fork has
 its own session, files and environment, and is killed, waited for and judged like any other process.
@@ -46,8 +46,10 @@ class TrainServer:
         self._process.stdin.flush()
         return json.loads(self._process.stdout.readline())
 
-    def start(self, *arguments, processes: int = 1, patch: str = "", **environment: str) -> "Run":
-        """Starts train.py; `patch` is executed first in each of its processes, which together make one run."""
+    def start(
+        self, *arguments, script: str = "train", processes: int = 1, patch: str = "", **environment: str
+    ) -> "Run":
+        """Starts train.py or `sample`; `patch` is executed first in each of its processes, which together make one run."""
         together = {}
         if processes > 1:
             with socket.socket() as server:
@@ -63,6 +65,7 @@ class TrainServer:
             os.mkfifo(output / "started")
             ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {}
             pid = self.ask(
+                script=script,
                 arguments=[str(a) for a in arguments],
                 environment=together | ranks | environment,
                 output=str(output),
@@ -72,7 +75,7 @@ class TrainServer:
         return run
 
     def run(self, *arguments, **options) -> Result:
-        """Starts train.py and waits for its end."""
+        """[`start`], and waits for its end."""
         return self.start(*arguments, **options).wait()
 
 
@@ -117,6 +120,8 @@ def serve() -> None:
     import hub_push  # noqa: F401
     import matplotlib.backends.backend_agg
     import matplotlib.figure  # noqa: F401
+    import sample
+    import sample_settings  # noqa: F401
     import sklearn.svm  # noqa: F401
     import train
     import training_loop  # noqa: F401
@@ -132,7 +137,7 @@ def serve() -> None:
         pid = os.fork()
         if pid == 0:
             _become(command)
-            _exit_as(train.main, command)
+            _exit_as({"train": train, "sample": sample}[command["script"]].main, command)
         print(json.dumps(pid), flush=True)
 
 
@@ -152,7 +157,7 @@ def _become(command: dict) -> None:
 
 
 def _exit_as(main, command: dict) -> None:
-    """Ends the fork as `python training/train.py` would end."""
+    """Ends the fork as the script would end."""
     import traceback
 
     status = 1
