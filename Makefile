@@ -19,8 +19,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 train: $(VENV)/.installed ## train on the embedded digits (2 to 3 minutes on one CPU core) into outputs/digits
 	trap '' INT; $(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no training/train.py $(ARGS)
 
+# In two processes, each of which takes whole files, because the tests of a file share fixtures.
 test: $(VENV)/.installed browser ## run every test
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 space: $(VENV)/.installed ## serve the web demo of outputs/digits
 	$(BIN)/python space/app.py

@@ -10,19 +10,19 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-# Before anything is imported that looks it up: tests leave the user's caches alone.
+# Before anything is imported that looks them up. Tiny networks gain nothing from a second thread, and lose much where other
+# tests use the cores; the processes that tests start inherit it. Tests leave the user's caches alone.
+os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="ddpm_hub_tests_")
 atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
 
 import pytest
 import torch
 from diffusers import UNet2DModel
+from filelock import FileLock
 from train_processes import TrainServer
 
 from ddpm_hub import DDPMHubPipeline, DDPMHubScheduler
-
-# Tiny networks gain nothing from a second thread, and lose much where others use the cores.
-torch.set_num_threads(1)
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -68,14 +68,24 @@ def run_python(*arguments: str, **environment: str) -> subprocess.CompletedProce
     )
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that take longest come first, so that no process of `make test` is left with one at the end."""
+    first = ["test_train", "test_training_survives"]
+    items.sort(key=lambda item: first.index(item.path.stem) if item.path.stem in first else len(first))
+
+
 @pytest.fixture(scope="session")
-def default_run(tmp_path_factory) -> Path:
-    """The output folder of the default training run, started as `make train` starts it."""
-    folder = tmp_path_factory.mktemp("runs") / "digits"
-    command = Path(sys.executable).with_name("accelerate")
-    result = run_python(str(command), "launch", "training/train.py", "--output_dir", str(folder))
-    assert result.returncode == 0, result.stderr
-    (folder / "stdout.txt").write_text(result.stdout, encoding="utf-8")
+def default_run(tmp_path_factory, worker_id) -> Path:
+    """The output folder of the default training run, started as `make train` starts it; all processes of pytest share it."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base if worker_id == "master" else base.parent
+    folder = shared / "digits"
+    with FileLock(shared / "digits.lock"):
+        if not (folder / "stdout.txt").exists():
+            command = Path(sys.executable).with_name("accelerate")
+            result = run_python(str(command), "launch", "training/train.py", "--output_dir", str(folder))
+            assert result.returncode == 0, result.stderr
+            (folder / "stdout.txt").write_text(result.stdout, encoding="utf-8")
     return folder
 
 

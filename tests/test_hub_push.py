@@ -14,12 +14,16 @@ from hub_server import HubServer
 
 from ddpm_hub.ddpm_hub_layout import CODE_PATHS
 
+# Most of the time of a push goes into compiling the template of the card: here it is compiled once for hundreds of pushes.
 PREAMBLE = """
-import contextlib, io
+import contextlib, functools, io
+import jinja2
 from pathlib import Path
 from ddpm_hub import DDPMHubPipeline, command_line
 from ddpm_hub.ddpm_hub_upload import HubError
 from ddpm_hub.hub import push_folder
+
+jinja2.Environment.compile = functools.cache(jinja2.Environment.compile)
 
 def push(folder, repo, **options):
     publication = push_folder(folder, repo, **options)
