@@ -194,7 +194,7 @@ class DDPMEditing:
             noise = InterpolatedNoise(*(torch.Generator().manual_seed(s) for s in (first, second)), weights)
             call = self._prepare(count, noise=noise, **options)
             shape = (count, self.unet.config.in_channels, *self.image_size)
-            sample = noise.draw(torch.empty(shape, device=self._execution_device))
+            sample = noise.draw(torch.empty(shape, device=call.device))
             return denoise(call.network, call.sampler, noise, sample), len(call.sampler.timesteps)
         ends = [self._encode(name, image) for name, image in (("first", first), ("second", second))]
         for name, end in zip(("first", "second"), ends, strict=True):

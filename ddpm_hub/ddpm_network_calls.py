@@ -49,14 +49,15 @@ class NetworkCalls:
         compiled: Callable | None = None,
     ):
         self.batch_size = batch_size
-        self._unet, self._scale, self._compiled = unet, guidance_scale, compiled
+        self._scale, self._compiled = guidance_scale, compiled
+        self._dtype = unet.dtype  # diffusers looks through all parameters for it
         self._interval = guidance_interval or (0, math.inf)
         self._labels = labels
         self._both = None
         if guidance_scale != 1:
             null_class = unet.config.num_class_embeds - 1
             self._both = torch.cat([labels, torch.full_like(labels, null_class)])
-        self._network = with_embeddings_of(unet, timesteps)
+        self._network = unet if compiled else with_embeddings_of(unet, timesteps, self._dtype)
 
     @torch.no_grad()
     def __call__(self, sample: torch.Tensor, timestep: int) -> torch.Tensor:
@@ -65,7 +66,7 @@ class NetworkCalls:
         Raises:
             torch.OutOfMemoryError: naming the largest batch of half, a quarter, … this one that fits.
         """
-        sample = sample.to(self._unet.dtype)
+        sample = sample.to(self._dtype)
         is_guided = self._both is not None and self._interval[0] <= timestep <= self._interval[1]
         try:
             return self._predict(sample, timestep, is_guided)
@@ -119,9 +120,18 @@ class _TimeTable(torch.nn.Module):
         return torch.nn.functional.embedding(timesteps, self.rows)
 
 
+class _EmbeddedUNet(UNet2DModel):
+    """A `UNet2DModel` around a [`_TimeTable`]."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        # diffusers' own looks through all parameters at every forward pass: an eighth of a small network's time.
+        return self.time_proj.rows.dtype
+
+
 @torch.no_grad()
-def with_embeddings_of(unet: UNet2DModel, timesteps: list[int]) -> UNet2DModel:
-    """The same network with the embeddings of these timesteps computed; it shares all else with `unet`.
+def with_embeddings_of(unet: UNet2DModel, timesteps: list[int], dtype: torch.dtype) -> UNet2DModel:
+    """The same network with the embeddings of these timesteps computed, in its `dtype`; it shares all else with `unet`.
 
     A network that something has been wrapped around (offloading, compilation), or of another time embedding than the
     paper's, comes back as it is.
@@ -129,11 +139,13 @@ def with_embeddings_of(unet: UNet2DModel, timesteps: list[int]) -> UNet2DModel:
     is_plain = type(unet) is UNet2DModel and "forward" not in vars(unet) and unet._compiled_call_impl is None
     if not is_plain or unet.config.time_embedding_type != "positional" or unet.config.class_embed_type is not None:
         return unet
-    visited = torch.tensor(timesteps, device=unet.device)
-    embeddings = unet.time_embedding(unet.time_proj(visited).to(unet.dtype))
-    rows = torch.full((max(timesteps) + 1, embeddings.shape[1]), math.nan, dtype=unet.dtype, device=unet.device)
+    device = unet.device
+    visited = torch.tensor(timesteps, device=device)
+    embeddings = unet.time_embedding(unet.time_proj(visited).to(dtype))
+    rows = torch.full((max(timesteps) + 1, embeddings.shape[1]), math.nan, dtype=dtype, device=device)
     rows[visited] = embeddings
     other = copy.copy(unet)  # a module of its own, whose children are those of `unet`
+    other.__class__ = _EmbeddedUNet
     other._modules = {**unet._modules, "time_proj": _TimeTable(rows), "time_embedding": torch.nn.Identity()}
     return other
 

@@ -50,6 +50,7 @@ class _Call:
     network: NetworkCalls
     sampler: DDPMSampler | SolverSampler
     noise: NoiseSource
+    device: torch.device
 
 
 class DDPMHubPipeline(DDPMEditing, DiffusionPipeline):
@@ -220,12 +221,12 @@ class DDPMHubPipeline(DDPMEditing, DiffusionPipeline):
         call = self._prepare(batch_size, **options)
         wanted = (call.network.batch_size, self.unet.config.in_channels, *size)
         if sample is None:
-            sample = call.noise.draw(torch.empty(wanted, device=self._execution_device))
+            sample = call.noise.draw(torch.empty(wanted, device=call.device))
         elif not isinstance(sample, torch.Tensor) or sample.shape != wanted or not sample.is_floating_point():
             what = tuple(sample.shape) if isinstance(sample, torch.Tensor) else type(sample).__name__
             raise ValueError(f"`sample` is {what}; x_T must be a floating-point tensor of shape {wanted}.")
         else:
-            sample = sample.to(self._execution_device, torch.float32)
+            sample = sample.to(call.device, torch.float32)
         return denoise(call.network, call.sampler, call.noise, sample), len(call.sampler.timesteps)
 
     def _prepare(
@@ -266,11 +267,12 @@ class DDPMHubPipeline(DDPMEditing, DiffusionPipeline):
         chosen = make_sampler(scheduler, settings.sampler, settings.num_inference_steps, settings.eta)
         noise = noise or DrawnNoise(seeded(seed, generator, batch_size))
         compiled = self._compiled_network() if fast else None
-        labels = None if labels is None else labels.to(self._execution_device)
+        device = self._execution_device  # diffusers looks through all modules for it
+        labels = None if labels is None else labels.to(device)
         network = NetworkCalls(
             self.unet, chosen.timesteps, labels, batch_size, settings.guidance_scale, guidance_interval, compiled
         )
-        return _Call(network, chosen, noise)
+        return _Call(network, chosen, noise, device)
 
     def _compiled_network(self) -> CompiledNetwork:
         with _lock:

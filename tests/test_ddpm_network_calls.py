@@ -21,7 +21,7 @@ class TestEmbeddings:
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
     def test_they_are_those_of_the_network(self, dtype):
         unet, labels = make_unet().to(dtype), torch.tensor([0, 2])
-        other = with_embeddings_of(unet, TIMES)
+        other = with_embeddings_of(unet, TIMES, unet.dtype)
         assert other is not unet
         for timestep in TIMES:
             with torch.no_grad():
@@ -39,13 +39,13 @@ class TestEmbeddings:
     def test_the_network_itself_stays_as_it_is(self):
         unet = make_unet()
         before = dict(unet._modules)
-        other = with_embeddings_of(unet, TIMES)
+        other = with_embeddings_of(unet, TIMES, unet.dtype)
         assert unet._modules == before
         assert other.conv_in is unet.conv_in
 
     def test_another_time_than_those_is_not_a_number(self):
         """Never another time's embedding."""
-        other = with_embeddings_of(make_unet(num_class_embeds=None), TIMES)
+        other = with_embeddings_of(make_unet(num_class_embeds=None), TIMES, torch.float32)
         with torch.no_grad():
             assert other(x_t(), 501).sample.isnan().all()
 
@@ -69,7 +69,7 @@ class TestEmbeddings:
             unet = type(unet)(
                 **{k: v for k, v in unet.config.items() if k[0] != "_"} | {"time_embedding_type": "fourier"}
             )
-        assert with_embeddings_of(unet, TIMES) is unet
+        assert with_embeddings_of(unet, TIMES, unet.dtype) is unet
 
     def test_offloaded_networks_draw_the_same(self):
         """accelerate's hooks replace `forward`, and move the inputs."""
