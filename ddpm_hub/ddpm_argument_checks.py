@@ -5,6 +5,7 @@ This file is copied beside every model that is published: it imports torch and t
 
 import itertools
 import math
+import numbers
 import operator
 
 import torch
@@ -12,14 +13,24 @@ import torch
 
 def check_choice(name: str, value: str | None, allowed: tuple) -> None:
     if value not in allowed:
-        raise ValueError(f"`{name}` is {value!r}; it must be one of {', '.join(repr(a) for a in allowed if a)}.")
+        raise ValueError(
+            f"`{name}` is {value!r}; it must be one of {', '.join(repr(a) for a in allowed if a is not None)}."
+        )
 
 
 def check_integer(name: str, value, smallest: int, largest: float) -> None:
-    whole = hasattr(value, "__index__") and not isinstance(value, bool)
-    if not whole or not smallest <= operator.index(value) <= largest:
+    if not is_whole(value) or not smallest <= operator.index(value) <= largest:
         allowed = f"from {smallest} to {largest}" if largest < math.inf else f"at least {smallest}"
         raise ValueError(f"`{name}` is {value!r}; it must be a whole number, {allowed}.")
+
+
+def is_whole(value) -> bool:
+    """Whether it is one whole number, also of NumPy or torch."""
+    try:
+        operator.index(value)
+    except TypeError:
+        return False
+    return not isinstance(value, bool)
 
 
 def check_bounds(name: str, value: float, low: float, high: float) -> None:
@@ -36,7 +47,7 @@ def check_fraction(name: str, value: float, meaning: str = "from 0 to 1") -> Non
 
 
 def _is_number(value) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def _as_numbers(name: str, values) -> torch.Tensor:
@@ -186,6 +197,10 @@ def check_guidance(scale: float, interval, class_labels, num_classes: int | None
         raise ValueError(f"`guidance_scale` is {scale!r}, but {why}; leave it out, or ask for classes.")
     if interval is None:
         return
+    if scale == 1:
+        raise ValueError(
+            f"`guidance_interval` is {interval!r}, but `guidance_scale` is 1, which is no guidance anywhere."
+        )
     if not isinstance(interval, list | tuple) or len(interval) != 2:
         raise ValueError(
             f"`guidance_interval` is {interval!r}; it must be the smallest and the largest guided timestep."

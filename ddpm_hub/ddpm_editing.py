@@ -4,6 +4,7 @@ A part of `DDPMHubPipeline`. This file is copied beside every model that is publ
 """
 
 import math
+import numbers
 from collections.abc import Callable
 
 import torch
@@ -40,7 +41,8 @@ class DDPMEditing:
         Args:
             image: one or B images of the model's size: `PIL.Image`, `numpy.ndarray` of shape (H, W, C) or (B, H, W, C),
                 `torch.Tensor` of shape (B, C, H, W), or a list; uint8, or floating point from 0 to 1.
-            strength (`float`, defaults to 0.5): the share of the steps that is taken, from 0 (the image itself) to 1.
+            strength (`float`, defaults to 0.5): how much noise, as a share of T, from 0 (the image itself) to 1 (nothing of it
+                is left); the sampler starts at its first step at or below that.
             batch_size (`int`, *optional*): how many pictures to make of one image.
             output_type, return_dict, callback_on_step_end, callback_on_step_end_tensor_inputs: as in [`__call__`].
             options: `class_labels`, `num_inference_steps`, `sampler`, `seed`, … as in [`__call__`].
@@ -63,10 +65,9 @@ class DDPMEditing:
         self._check_output_type(output_type)
         check_fraction("strength", strength)
         original = self._repeated(self._encode("image", image), batch_size)
-        call = self._prepare(len(original), **options)
-        # As many steps as cover the strength: 0.55 of 10 are 6, and what rounding adds to 0.3 · 10 makes no fourth.
-        total = math.ceil(round(strength * len(call.sampler.timesteps), 6))
-        return self._from_level(call, original, len(call.sampler.timesteps) - total), total
+        call = self._prepare(len(original), options)
+        start = self._level(call, strength)
+        return self._from_level(call, original, start), len(call.sampler.timesteps) - start
 
     @staticmethod
     @torch.no_grad()
@@ -102,7 +103,7 @@ class DDPMEditing:
                 painted agrees with what is known; 1 is once. The network is called nearly that many times more often.
             jump_length (`int`, defaults to 10): j, at least 1.
             batch_size, output_type, return_dict, callback_on_step_end, options: as in [`img2img`]. The sampler is `ddpm` or
-                `ddim`; 100 steps are the default where the model's own sampler is neither.
+                `ddim`: the model's own, or `ddpm` with 100 steps.
 
         Raises:
             ValueError: for an argument outside its range, before the network is called.
@@ -131,7 +132,7 @@ class DDPMEditing:
         check_integer("jump_length", jump_length, 1, math.inf)
         known = self._repeated(self._encode("image", image), batch_size)
         mask = encode_mask(mask, len(known), self.image_size).to(known.device)
-        call = self._prepare(len(known), usual=_FEWER_STEPS, samplers=("ddpm", "ddim"), **options)
+        call = self._prepare(len(known), options, usual=_FEWER_STEPS, samplers=("ddpm", "ddim"))
         moves = repaint_moves(len(call.sampler.timesteps), resamplings, jump_length)
         states = repaint(call.network, call.sampler, call.noise, known, mask, moves)
         return states, sum(after > before for before, after in moves)
@@ -184,15 +185,14 @@ class DDPMEditing:
         weights = torch.linspace(0, 1, count, dtype=torch.float64)
         if options.pop("generator", None) is not None:
             raise ValueError("`generator` was given; the noise of an interpolation comes from seeds.")
-        by_seed = not hasattr(first, "shape") and hasattr(first, "__index__")
-        if by_seed:
+        if isinstance(first, numbers.Integral):
             for name, value in (("first", first), ("second", second)):
                 check_integer(name, value, 0, LARGEST_SEED)
             if timestep is not None or seed is not None:
                 name, value = ("timestep", timestep) if timestep is not None else ("seed", seed)
                 raise ValueError(f"`{name}` is {value}, but `first` is a seed; it goes with two images. Leave it out.")
-            noise = InterpolatedNoise(*(torch.Generator().manual_seed(s) for s in (first, second)), weights)
-            call = self._prepare(count, noise=noise, **options)
+            noise = InterpolatedNoise(*(torch.Generator().manual_seed(int(s)) for s in (first, second)), weights)
+            call = self._prepare(count, options, noise=noise)
             shape = (count, self.unet.config.in_channels, *self.image_size)
             sample = noise.draw(torch.empty(shape, device=call.device))
             return denoise(call.network, call.sampler, noise, sample), len(call.sampler.timesteps)
@@ -206,9 +206,9 @@ class DDPMEditing:
         if seed is not None:
             check_integer("seed", seed, 0, LARGEST_SEED)
         generator = torch.Generator()
-        _ = generator.seed() if seed is None else generator.manual_seed(seed)
+        _ = generator.seed() if seed is None else generator.manual_seed(int(seed))
         noise = InterpolatedNoise(generator, generator, weights)
-        call = self._prepare(count, noise=noise, **options)
+        call = self._prepare(count, options, noise=noise)
         times = call.sampler.timesteps
         start = min(range(len(times)), key=lambda i: abs(times[i] - timestep))
         return self._between(call, ends, weights, start), len(times) - start
@@ -231,7 +231,7 @@ class DDPMEditing:
 
         Args:
             image: as in [`img2img`].
-            strength (`float`, defaults to 1.0): the share of the steps that is taken, from 0 (x_0) to 1 (x_T).
+            strength (`float`, defaults to 1.0): up to which share of T, from 0 (x_0) to 1 (x_T).
             options: `class_labels`, `num_inference_steps` (50 by default) and others, as in [`__call__`].
 
         Returns:
@@ -246,14 +246,14 @@ class DDPMEditing:
     def _invert(self, image, strength, options: dict):
         check_fraction("strength", strength)
         original = self._encode("image", image)
-        # What is stored to guide samples would lead the way back elsewhere.
-        options = {"guidance_scale": 1.0} | options
-        call = self._prepare(len(original), usual=_DETERMINISTIC, samplers=("ddim",), **options)
+        # What is stored for samples, guidance and noise, would lead the way back elsewhere.
+        given = {name: value for name, value in options.items() if value is not None}
+        options = {"guidance_scale": 1.0, "eta": 0.0} | given
+        call = self._prepare(len(original), options, usual=_DETERMINISTIC, samplers=("ddim",))
         if call.sampler.eta:
             raise ValueError(f"`eta` is {call.sampler.eta}; an inversion has no noise. Leave it out.")
-        total = math.ceil(round(strength * len(call.sampler.timesteps), 6))
-        start = len(call.sampler.timesteps) - total
-        return invert(call.network, call.sampler, original, start), total, (call, start)
+        start = self._level(call, strength)
+        return invert(call.network, call.sampler, original, start), len(call.sampler.timesteps) - start, (call, start)
 
     def reconstruct(
         self,
@@ -282,6 +282,16 @@ class DDPMEditing:
         )
 
     # --- What they share ---
+
+    def _level(self, call, strength: float) -> int:
+        """At which of the sampler's timesteps the noise has its share `strength` of T; past the last one for none."""
+        times = call.sampler.timesteps
+        highest = round(strength * len(self.scheduler)) - 1
+        if strength == 0:
+            return len(times)
+        if strength == 1:
+            return 0
+        return next((i for i, t in enumerate(times) if t <= highest), len(times) - 1)
 
     def _encode(self, name: str, image: Images) -> torch.Tensor:
         return encode_images(name, image, self.unet.config.in_channels, self.image_size).to(self._execution_device)

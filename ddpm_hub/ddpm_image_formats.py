@@ -94,7 +94,7 @@ def encode_mask(mask: Images, count: int, size: tuple[int, int]) -> torch.Tensor
         raise ValueError(
             f"`mask` is a {type(mask).__name__}; it must be a PIL image, an array, a tensor, or a list of them."
         )
-    values = torch.as_tensor(mask)
+    values = _as_tensor("mask", mask)
     values = values.reshape(-1, 1, *values.shape[-2:]) if values.ndim in (2, 3, 4) else values
     if values.ndim != 4 or len(values) not in (1, count) or (mask.ndim == 4 and mask.shape[1] != 1):
         raise ValueError(
@@ -103,7 +103,11 @@ def encode_mask(mask: Images, count: int, size: tuple[int, int]) -> torch.Tensor
     _check_size("mask", values, size)
     if values.dtype == torch.bool:
         return values
-    return values >= 128 if values.dtype == torch.uint8 else _checked_values("mask", values) >= 0.5
+    if values.dtype in (torch.uint8, torch.uint16):
+        numbers = values.to(torch.int32)
+        white = torch.iinfo(values.dtype).max if numbers.max() > 1 else 1  # a mask of 0 and 1 is one, too
+        return numbers * 2 >= white
+    return _checked_values("mask", values) >= 0.5
 
 
 def _as_batch(name: str, images: Images, channels: int) -> torch.Tensor:
@@ -112,13 +116,22 @@ def _as_batch(name: str, images: Images, channels: int) -> torch.Tensor:
         if images.ndim == 2 and channels == 1:
             images = images[..., None]
         if images.ndim in (3, 4):
-            return torch.tensor(images[None] if images.ndim == 3 else images).movedim(-1, 1)
+            return _as_tensor(name, images[None] if images.ndim == 3 else images).movedim(-1, 1)
     elif isinstance(images, torch.Tensor) and images.ndim in (3, 4):
-        return images[None] if images.ndim == 3 else images
+        return (images[None] if images.ndim == 3 else images).detach()
     what = f"has shape {tuple(images.shape)}" if hasattr(images, "shape") else f"is a {type(images).__name__}"
     raise ValueError(
         f"`{name}` {what}; it must be a PIL image, an array of shape (B, H, W, C), a tensor of shape (B, C, H, W), or a list."
     )
+
+
+def _as_tensor(name: str, values: np.ndarray | torch.Tensor) -> torch.Tensor:
+    """A tensor of its own, of an array in any order of its bytes and rows."""
+    if isinstance(values, torch.Tensor):
+        return values.detach()
+    if values.dtype.kind not in "buif":
+        raise ValueError(f"`{name}` has dtype {values.dtype}; it must hold numbers.")
+    return torch.tensor(np.ascontiguousarray(values.astype(values.dtype.newbyteorder("="), copy=False)))
 
 
 def _check_size(name: str, values: torch.Tensor, size: tuple[int, int]) -> None:

@@ -42,5 +42,6 @@ class RunningCalls:
             call.interrupted = bool(value)
 
     def _mine(self) -> list[_Call]:
+        """The innermost call of this thread; of a thread without one, all."""
         calls = list(self._calls)
-        return [call for call in calls if call.thread == threading.get_ident()] or calls
+        return [call for call in calls if call.thread == threading.get_ident()][-1:] or calls

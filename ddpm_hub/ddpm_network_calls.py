@@ -22,6 +22,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 _NO_MEMORY = ("can't allocate memory", "bad_alloc", "could not create a memory", "could not create a primitive",
               "could not execute a primitive")  # fmt: skip
 
+_ANY_NUMBER = 2**30
 _compiling = threading.Lock()
 
 
@@ -49,7 +50,7 @@ class NetworkCalls:
         compiled: Callable | None = None,
     ):
         self.batch_size = batch_size
-        self._scale, self._compiled = guidance_scale, compiled
+        self._scale, self._compiled = float(guidance_scale), compiled
         self._dtype = unet.dtype  # diffusers looks through all parameters for it
         self._interval = guidance_interval or (0, math.inf)
         self._labels = labels
@@ -61,7 +62,7 @@ class NetworkCalls:
 
     @torch.no_grad()
     def __call__(self, sample: torch.Tensor, timestep: int) -> torch.Tensor:
-        """The prediction for x_t, shape (B, C, H, W) or (B, 2C, H, W); of a learned variance the class alone decides.
+        """The prediction for x_t, float32, shape (B, C, H, W) or (B, 2C, H, W); of a learned variance the class alone decides.
 
         Raises:
             torch.OutOfMemoryError: naming the largest batch of half, a quarter, … this one that fits.
@@ -81,15 +82,17 @@ class NetworkCalls:
             return self._output(sample, timestep, None if self._labels is None else self._labels[: len(sample)])
         both = self._both.reshape(2, -1)[:, : len(sample)].flatten()
         output = self._output(torch.cat([sample, sample]), timestep, both)
-        conditional, unconditional = output.to(torch.float32).chunk(2)
+        conditional, unconditional = output.chunk(2)
         channels = sample.shape[1]
         guided = torch.lerp(unconditional[:, :channels], conditional[:, :channels], self._scale)
         return torch.cat([guided, conditional[:, channels:]], dim=1)
 
     def _output(self, sample: torch.Tensor, timestep: int, labels: torch.Tensor | None) -> torch.Tensor:
         if self._compiled is None:
-            return self._network(sample, timestep, class_labels=labels, return_dict=False)[0]
-        return self._compiled(sample, torch.full((len(sample),), timestep, device=sample.device), labels)
+            output = self._network(sample, timestep, class_labels=labels, return_dict=False)[0]
+        else:
+            output = self._compiled(sample, torch.full((len(sample),), timestep, device=sample.device), labels)
+        return output.to(torch.float32)
 
     def _what_fits(self, sample: torch.Tensor, timestep: int, is_guided: bool) -> str:
         """Tries half of the batch, and half of that, and says which went through."""
@@ -166,34 +169,39 @@ class CompiledNetwork:
 
     def __init__(self, unet: UNet2DModel):
         self.unet = unet
-        unet.to(memory_format=torch.channels_last)
+        self._on_gpu = unet.device.type == "cuda"
+        self._compiled: Callable | None = None
+        self._failed = False
+        self._shapes: set[tuple] = set()
         if unet.device.type == "cpu":
             keep_freed_memory()
-        options = {"mode": "reduce-overhead"} if unet.device.type == "cuda" else {}
-        self._compiled = torch.compile(unet, dynamic=False, **options)
-        self._shapes: set[tuple] = set()
 
     def __call__(self, sample: torch.Tensor, timesteps: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
         arguments = (sample.contiguous(memory_format=torch.channels_last), timesteps, labels)
-        key = (sample.shape, sample.dtype, sample.device)
-        if self._compiled is not None and key not in self._shapes:
+        key = (sample.shape, sample.dtype, sample.device, labels is None)
+        if not self._failed and key not in self._shapes:
             with _compiling:  # one thread compiles, others wait for what comes out
-                self._try(arguments)
-            self._shapes.add(key)
-        if self._compiled is None:
+                self._try(arguments, key)
+        if self._failed:
             return self.unet(*arguments, return_dict=False)[0]
         output = self._compiled(*arguments, return_dict=False)[0]
-        return output.clone() if output.is_cuda else output  # a CUDA graph writes over what it gave before
+        return output.clone() if self._on_gpu else output  # a CUDA graph writes over what it gave before
 
-    def _try(self, arguments: tuple) -> None:
-        if self._compiled is None:
+    def _try(self, arguments: tuple, key: tuple) -> None:
+        if self._failed or key in self._shapes:
             return
         try:
-            self._compiled(*arguments, return_dict=False)
+            if self._compiled is None:
+                options = {"mode": "reduce-overhead"} if self._on_gpu else {"options": {"cpp_wrapper": True}}
+                self._compiled = torch.compile(self.unet, dynamic=False, **options)
+            # torch counts the shapes of all networks of a class together, and after eight stops compiling without a word.
+            with torch._dynamo.config.patch(recompile_limit=_ANY_NUMBER, accumulated_recompile_limit=_ANY_NUMBER):
+                self._compiled(*arguments, return_dict=False)
+            self._shapes.add(key)
         except Exception as error:  # compilers, drivers and torch's own passes fail in their own ways
             if _is_out_of_memory(error):
                 raise
-            self._compiled = None
+            self._failed = True
             reason = (str(error).strip().splitlines() or [""])[0]
             warnings.warn(
                 f"`fast` is True, but torch.compile fails here ({type(error).__name__}: {reason}). The network runs as it "

@@ -90,6 +90,8 @@ def seeded(seed: int | list[int] | None, generator, batch_size: int) -> torch.Ge
         return generator
     if generator is not None:
         raise ValueError("`seed` and `generator` were both given; the noise comes from one of them.")
+    if hasattr(seed, "tolist"):  # of NumPy or torch
+        seed = seed.tolist()
     seeds = list(seed) if isinstance(seed, list | tuple | range) else None
     if seeds is None:
         check_integer("seed", seed, 0, LARGEST_SEED - batch_size)

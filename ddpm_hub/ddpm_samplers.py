@@ -21,7 +21,7 @@ class DDPMSampler:
     """The scheduler's own reverse step: DDPM at η = 1, DDIM at η = 0, and all between.
 
     Attributes:
-        timesteps (`list[int]`): t of each step, falling.
+        timesteps (`list[int]`): t of each step, none after a smaller one.
         eta (`float`): η.
     """
 
@@ -33,6 +33,9 @@ class DDPMSampler:
 
     def begin(self, index: int) -> None:
         """Says at which of the timesteps the next step is; every step is alone here."""
+
+    def replaced(self) -> None:
+        """Says that another sample took the place of what the last step led to."""
 
     def step(self, output: torch.Tensor, index: int, sample: torch.Tensor, noise: NoiseSource) -> tuple:
         """(x_s, x̂_0) from the network's output for `sample` = x_t, t = `timesteps[index]`."""
@@ -71,7 +74,10 @@ class SolverSampler:
     def step(self, output: torch.Tensor, index: int, sample: torch.Tensor, noise: NoiseSource) -> tuple:
         prediction = output[:, : sample.shape[1]].to(sample.dtype)  # the rest is a learned variance, of no use here
         (following,) = self._solver.step(prediction, self.timesteps[index], sample, return_dict=False)
-        return following, self._solver.model_outputs[-1]
+        return following, self._solver.model_outputs[-1].clone()  # the solver needs its own again
+
+    def replaced(self) -> None:
+        self._solver.last_sample = None  # UniPC would correct what is there by where it had been itself
 
     def add_noise(self, original: torch.Tensor, noise: torch.Tensor, index: int) -> torch.Tensor:
         # The solver's own time is finer than `timesteps`, which the network is asked at.
@@ -100,7 +106,9 @@ def make_sampler(
     if eta is not None:
         check_fraction("eta", eta, "from 0 (DDIM) to 1 (DDPM)")
     if name not in FAST_SOLVERS:
-        return DDPMSampler(scheduler, steps, eta if eta is not None else 1.0 if name == "ddpm" else 0.0)
+        return DDPMSampler(scheduler, steps, float(eta) if eta is not None else 1.0 if name == "ddpm" else 0.0)
+    if num_train < 2:
+        raise ValueError(f"`sampler` is {name!r}, which needs T of at least 2; use 'ddpm'.")
     if eta:
         raise ValueError(
             f"`eta` is {eta!r}, but `sampler` = {name!r} adds no noise; use 'ddpm' or 'ddim', or leave it out."

@@ -44,7 +44,8 @@ def checked_sampling(stored: dict | None, scheduler, num_classes: int | None) ->
     scale = stored.get("guidance_scale", 1.0)
     check_guidance(scale, None, None if num_classes is None else 0, num_classes, len(scheduler))
     make_sampler(scheduler, stored.get("sampler", "ddpm"), stored.get("num_inference_steps"), stored.get("eta"))
-    return stored or None
+    plain = {"num_inference_steps": int, "eta": float, "guidance_scale": float}  # JSON knows no NumPy
+    return {name: plain.get(name, str)(value) for name, value in stored.items()} or None
 
 
 def settings_for_call(

@@ -37,7 +37,6 @@ class DDPMHubState:
 Trajectory = Generator[DDPMHubState, torch.Tensor | None, torch.Tensor]
 
 
-@torch.no_grad()
 def denoise(
     network: NetworkCalls,
     sampler: DDPMSampler | SolverSampler,
@@ -50,13 +49,15 @@ def denoise(
     num_steps = len(sampler.timesteps) - start
     for step in range(num_steps):
         timestep = sampler.timesteps[start + step]
-        sample, pred_original = sampler.step(network(sample, timestep), start + step, sample, noise)
-        replaced = yield DDPMHubState(step, timestep, sample, pred_original, num_steps)
-        sample = sample if replaced is None else replaced
+        with torch.no_grad():
+            sample, pred_original = sampler.step(network(sample, timestep), start + step, sample, noise)
+        given = yield DDPMHubState(step, timestep, sample, pred_original, num_steps)
+        if given is not None:
+            sample = checked_replacement(given, sample)
+            sampler.replaced()
     return sample
 
 
-@torch.no_grad()
 def repaint(
     network: NetworkCalls,
     sampler: DDPMSampler,
@@ -82,11 +83,12 @@ def repaint(
         if after < before:
             sample = sampler.add_noise_between(sample, noise.draw(sample), times[before], times[after])
             continue
-        painted, pred_original = sampler.step(network(sample, times[before]), before, sample, noise)
+        with torch.no_grad():
+            painted, pred_original = sampler.step(network(sample, times[before]), before, sample, noise)
         noisy = known if after == last else sampler.add_noise(known, noise.draw(known), after)
         sample, pred_original = torch.where(mask, painted, noisy), torch.where(mask, pred_original, known)
-        replaced = yield DDPMHubState(step, times[before], sample, pred_original, num_steps)
-        sample = sample if replaced is None else replaced
+        given = yield DDPMHubState(step, times[before], sample, pred_original, num_steps)
+        sample = sample if given is None else checked_replacement(given, sample)
         step += 1
     return sample
 
@@ -94,9 +96,11 @@ def repaint(
 def repaint_moves(num_steps: int, resamplings: int, jump_length: int) -> list[tuple[int, int]]:
     """The walk through the levels 0…n (n is clean data): (i, i + 1) is a reverse step, (i, i − j) a jump back by j.
 
-    At each j-th level before the last step the j steps that led there are taken `resamplings` times in all.
+    At each j-th level before the last step the j steps that led there are taken `resamplings` times in all; of fewer than
+    j + 1 steps, all but the last are.
     """
     moves: list[tuple[int, int]] = []
+    jump_length = max(1, min(jump_length, num_steps - 1))
     for level in range(1, num_steps + 1):
         moves.append((level - 1, level))
         if level < num_steps and (num_steps - 1 - level) % jump_length == 0 and level >= jump_length:
@@ -105,16 +109,29 @@ def repaint_moves(num_steps: int, resamplings: int, jump_length: int) -> list[tu
     return moves
 
 
-@torch.no_grad()
 def invert(network: NetworkCalls, sampler: DDPMSampler, sample: torch.Tensor, start: int = 0) -> Trajectory:
     """From clean data up to x_t, t = `sampler.timesteps[start]`, by DDIM inversion (arXiv:2010.02502, section 4.3)."""
     num_steps = len(sampler.timesteps) - start
     for step in range(num_steps):
         index = len(sampler.timesteps) - 1 - step
         timestep = sampler.timesteps[index]
-        output = network(sample, timestep)
-        pred_original = sampler.predict_original(output, index, sample)
-        sample = sampler.step_inverse(output, index, sample)
-        replaced = yield DDPMHubState(step, timestep, sample, pred_original, num_steps)
-        sample = sample if replaced is None else replaced
+        with torch.no_grad():
+            output = network(sample, timestep)
+            pred_original = sampler.predict_original(output, index, sample)
+            sample = sampler.step_inverse(output, index, sample)
+        given = yield DDPMHubState(step, timestep, sample, pred_original, num_steps)
+        sample = sample if given is None else checked_replacement(given, sample)
     return sample
+
+
+def checked_replacement(given: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
+    """What takes the place of a sample, in its precision and on its device."""
+    if not isinstance(given, torch.Tensor) or given.shape != sample.shape or not given.is_floating_point():
+        what = (
+            f"has shape {tuple(given.shape)} and dtype {given.dtype}" if isinstance(given, torch.Tensor) else "is none"
+        )
+        raise ValueError(
+            f"`sample`, which a callback or `send` put in place of another, {what}; it must be a floating-point tensor of "
+            f"shape {tuple(sample.shape)}."
+        )
+    return given.detach().to(sample)

@@ -34,12 +34,14 @@ from .ddpm_noise_schedules import log_alphas_cumprod  # noqa: F401
 from .ddpm_noise_sources import DrawnNoise, NoiseSource, seeded
 from .ddpm_sample_arithmetic import draw_noise  # noqa: F401
 from .ddpm_samplers import SAMPLERS, DDPMSampler, SolverSampler, make_sampler
-from .ddpm_sampling_settings import USUAL, SamplingSettings, checked_sampling, settings_for_call
-from .ddpm_trajectories import Trajectory, denoise
-from .scheduling_ddpm_hub import DDPMHubScheduler
+from .ddpm_sampling_settings import SETTINGS, USUAL, SamplingSettings, checked_sampling, settings_for_call
+from .ddpm_trajectories import Trajectory, checked_replacement, denoise
+from .scheduling_ddpm_hub import LEARNED_VARIANCE_TYPES, DDPMHubScheduler
 
 _PUSH_OPTIONS = ("repo_id", "private", "token", "commit_message")
 _CALLBACK_INPUTS = ("sample", "pred_original_sample")
+_OPTIONS = ("class_labels", *SETTINGS, "generator", "seed", "timestep_spacing", "guidance_interval",
+            "dynamic_thresholding_ratio", "fast")  # fmt: skip
 _lock = threading.Lock()
 
 
@@ -106,6 +108,10 @@ class DDPMHubPipeline(DDPMEditing, DiffusionPipeline):
     def image_size(self) -> tuple[int, int]:
         """Height and width of the images that the network was trained on."""
         size = self.unet.config.sample_size
+        if size is None:
+            raise ValueError(
+                "`sample_size` of the network is None: what it was trained on is not known; give `height` and `width`."
+            )
         return (size, size) if isinstance(size, int) else tuple(size)
 
     # --- Sampling ---
@@ -218,7 +224,7 @@ class DDPMHubPipeline(DDPMEditing, DiffusionPipeline):
         size = self._checked_size(height, width)
         if sample is not None and batch_size is None:
             batch_size = len(sample) if isinstance(sample, torch.Tensor) and sample.ndim else None
-        call = self._prepare(batch_size, **options)
+        call = self._prepare(batch_size, options)
         wanted = (call.network.batch_size, self.unet.config.in_channels, *size)
         if sample is None:
             sample = call.noise.draw(torch.empty(wanted, device=call.device))
@@ -232,27 +238,21 @@ class DDPMHubPipeline(DDPMEditing, DiffusionPipeline):
     def _prepare(
         self,
         batch_size: int | None,
-        *,
-        class_labels=None,
-        num_inference_steps=None,
-        generator=None,
-        eta=None,
-        guidance_scale=None,
-        sampler=None,
-        seed=None,
-        timestep_spacing=None,
-        guidance_interval=None,
-        dynamic_thresholding_ratio=None,
-        fast=False,
+        options: dict,
         usual: SamplingSettings = USUAL,
         samplers: tuple[str, ...] = SAMPLERS,
         noise: NoiseSource | None = None,
     ) -> _Call:
-        """Checks what every way of sampling is asked, and makes what it works with."""
+        """Checks what every way of sampling is asked, by the names in [`_OPTIONS`], and makes what it works with."""
+        if unknown := sorted(set(options) - set(_OPTIONS)):
+            raise TypeError(f"got an unexpected option {unknown[0]!r}; there are {', '.join(_OPTIONS)}.")
+        options = dict.fromkeys(_OPTIONS) | {"fast": False} | options
+        class_labels, guidance_interval, fast = (options[k] for k in ("class_labels", "guidance_interval", "fast"))
+        timestep_spacing = options["timestep_spacing"]
         _check_scheduler(self.scheduler)  # it may have been replaced
+        self._check_channels()
         labels, batch_size = checked_labels(class_labels, batch_size, self.num_classes)
-        given = {"sampler": sampler, "num_inference_steps": num_inference_steps, "eta": eta,
-                 "guidance_scale": guidance_scale}  # fmt: skip
+        given = {name: options[name] for name in SETTINGS}
         settings = settings_for_call(self.config.sampling, given, class_labels is not None, usual, samplers)
         num_train = len(self.scheduler)
         check_guidance(settings.guidance_scale, guidance_interval, class_labels, self.num_classes, num_train)
@@ -262,10 +262,10 @@ class DDPMHubPipeline(DDPMEditing, DiffusionPipeline):
                 f"`timestep_spacing` is {timestep_spacing!r}, but `sampler` = {settings.sampler!r} has its own; leave it out."
             )
         scheduler = self.scheduler.variant(
-            timestep_spacing=timestep_spacing, dynamic_thresholding_ratio=dynamic_thresholding_ratio
+            timestep_spacing=timestep_spacing, dynamic_thresholding_ratio=options["dynamic_thresholding_ratio"]
         )
         chosen = make_sampler(scheduler, settings.sampler, settings.num_inference_steps, settings.eta)
-        noise = noise or DrawnNoise(seeded(seed, generator, batch_size))
+        noise = noise or DrawnNoise(seeded(options["seed"], options["generator"], batch_size))
         compiled = self._compiled_network() if fast else None
         device = self._execution_device  # diffusers looks through all modules for it
         labels = None if labels is None else labels.to(device)
@@ -290,7 +290,10 @@ class DDPMHubPipeline(DDPMEditing, DiffusionPipeline):
         callback_inputs: tuple[str, ...] = ("sample",),
     ) -> ImagePipelineOutput | tuple:
         """Takes all steps, with a progress bar, and gives the last sample as images."""
-        for name in callback_inputs:
+        if callback is not None and not callable(callback):
+            raise ValueError(f"`callback_on_step_end` is {callback!r}; it must be a function.")
+        callback_inputs = getattr(callback, "tensor_inputs", callback_inputs)  # of a diffusers PipelineCallback
+        for name in callback_inputs or ():
             check_choice("callback_on_step_end_tensor_inputs", name, _CALLBACK_INPUTS)
         replaced, sample = None, None
         with self.progress_bar(total=total) as progress, self._running.one_more() as call:
@@ -303,9 +306,14 @@ class DDPMHubPipeline(DDPMEditing, DiffusionPipeline):
                 replaced, sample = None, state.sample
                 progress.update()
                 if callback is not None:
-                    tensors = {name: getattr(state, name) for name in callback_inputs}
-                    replaced = (callback(self, state.step, state.timestep, tensors) or {}).get("sample")
-                    sample = sample if replaced is None else replaced
+                    tensors = {name: getattr(state, name) for name in callback_inputs or ()}
+                    answer = callback(self, state.step, state.timestep, tensors)
+                    if not isinstance(answer, dict | None):
+                        raise ValueError(
+                            f"`callback_on_step_end` returned {answer!r}; it must be a dictionary, or nothing."
+                        )
+                    if (replaced := (answer or {}).get("sample")) is not None:
+                        sample = checked_replacement(replaced, sample)
             states.close()
         images = self.decode(sample, output_type)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
@@ -329,6 +337,15 @@ class DDPMHubPipeline(DDPMEditing, DiffusionPipeline):
         self._check_output_type(output_type)
         return decode_images(sample, output_type)
 
+    def _check_channels(self) -> None:
+        config, variance = self.unet.config, self.scheduler.config.variance_type
+        wanted = config.in_channels * (2 if variance in LEARNED_VARIANCE_TYPES else 1)
+        if config.out_channels != wanted:
+            raise ValueError(
+                f"`unet` has in_channels = {config.in_channels} and out_channels = {config.out_channels}; with the scheduler's "
+                f"`variance_type` = {variance!r} it must have out_channels = {wanted}."
+            )
+
     def _check_output_type(self, output_type: str) -> None:
         check_output_type(output_type, self.unet.config.in_channels)  # a learned variance doubles `out_channels`
 
@@ -336,7 +353,8 @@ class DDPMHubPipeline(DDPMEditing, DiffusionPipeline):
         """Height and width to draw; the network halves both at every level but the last."""
         factor = 2 ** (len(self.unet.config.block_out_channels) - 1)
         size = []
-        for name, value, own in zip(("height", "width"), (height, width), self.image_size, strict=True):
+        trained = (height, width) if self.unet.config.sample_size is None and height and width else self.image_size
+        for name, value, own in zip(("height", "width"), (height, width), trained, strict=True):
             if value is not None:
                 check_integer(name, value, 1, 65536)
                 if value != own and value % factor:

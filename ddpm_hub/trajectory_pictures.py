@@ -1,5 +1,6 @@
 """Pictures of how samples come about: a film strip, and an animated GIF or WebP."""
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -71,12 +72,13 @@ def save_animation(
     path = Path(path)
     if path.suffix.lower() not in (".gif", ".webp"):
         raise ValueError(f"`path` is {str(path)!r}; it must end in .gif or .webp.")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"`path` is {str(path)!r}: there is no folder {str(path.parent)!r}.")
     check_integer("milliseconds", milliseconds, 1, 65535)
+    check_integer("columns", 1 if columns is None else columns, 1, math.inf)
     chosen = chosen_states(states, frames)
     batch = len(chosen[0].sample)
-    if columns is None:
-        columns = next(n for n in range(1, batch + 1) if n * n >= batch)
-    check_integer("columns", columns, 1, batch)
+    columns = math.isqrt(batch - 1) + 1 if columns is None else min(columns, batch)
     pictures = [_frame(state, columns) for state in chosen]
     partial = path.with_name(f"{path.name}.partial")
     options = {"lossless": True} if path.suffix.lower() == ".webp" else {}
@@ -96,7 +98,7 @@ def save_animation(
 
 def chosen_states(states: Iterable[DDPMHubState], frames: int) -> list[DDPMHubState]:
     """At most `frames` of the states, evenly spaced by their number, the last among them."""
-    check_integer("frames", frames, 1, float("inf"))
+    check_integer("frames", frames, 1, math.inf)
     chosen, last = [], None
     for state in states:
         last = state

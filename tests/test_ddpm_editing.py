@@ -35,8 +35,8 @@ class TestImg2img:
         assert pipeline.img2img(picture, 0.0).images[0].tobytes() == picture.tobytes()
         assert calls == []
 
-    @pytest.mark.parametrize(("strength", "steps"), [(0.01, 1), (0.3, 3), (0.55, 6), (1.0, 10)])
-    def test_the_strength_is_the_share_of_the_steps(self, strength, steps):
+    @pytest.mark.parametrize(("strength", "steps"), [(0.01, 1), (0.3, 3), (0.55, 5), (1.0, 10)])
+    def test_the_strength_is_the_share_of_t(self, strength, steps):
         states = list(make_pipeline().stream_img2img(image(), strength, num_inference_steps=10))
         assert [state.step for state in states] == list(range(steps))
         assert [state.timestep for state in states] == [100 * k - 1 for k in range(steps, 0, -1)]
@@ -62,6 +62,17 @@ class TestImg2img:
                     output = pipeline.unet(x_t, t, class_labels=torch.tensor([1])).sample
                 x_t = scheduler.step(output, t, x_t, generator).prev_sample
             torch.testing.assert_close(result, x_t, rtol=0, atol=ROUNDING)
+
+    @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+    def test_the_strength_is_the_same_noise_for_every_sampler(self):
+        """Their steps are spaced in ways of their own; each starts at its first one that is not noisier."""
+        for sampler in ("ddpm", "ddim", "dpm++", "unipc"):
+            states = make_pipeline().stream_img2img(image(), 0.5, num_inference_steps=20, sampler=sampler)
+            assert 440 < next(states).timestep <= 499
+
+    def test_an_image_that_wants_gradients_is_taken_as_it_is(self):
+        wants = (image() / 255.0).requires_grad_()
+        assert make_pipeline().img2img(wants, 0.0, output_type="np").images.shape == (1, 8, 8, 1)
 
     def test_several_pictures_of_one_image(self):
         pipeline = make_pipeline()
@@ -171,6 +182,7 @@ class TestInpaint:
         assert repaint_moves(5, 2, 2) == [
             (0, 1), (1, 2), (2, 0), (0, 1), (1, 2), (2, 3), (3, 4), (4, 2), (2, 3), (3, 4), (4, 5),
         ]  # fmt: skip
+        assert repaint_moves(3, 2, 10) == repaint_moves(3, 2, 2)  # what is too long for the walk is cut
         for n, r, j in ((100, 5, 10), (17, 3, 4), (1, 9, 1)):
             moves = repaint_moves(n, r, j)
             assert all(before == moves[i][1] for i, (before, _) in enumerate(moves[1:]))
@@ -286,6 +298,21 @@ class TestInvert:
     def test_what_cannot_work(self, arguments, message):
         with pytest.raises(ValueError, match=message):
             make_pipeline().invert(image(), **arguments)
+
+
+def test_noise_that_is_stored_for_samples_does_not_keep_one_from_inverting():
+    pipeline = make_pipeline()
+    options = {"num_inference_steps": 6, "eta": 0.5}
+    stored = DDPMHubPipeline(pipeline.unet, pipeline.scheduler, sampling={"sampler": "ddim"} | options)
+    stored.set_progress_bar_config(disable=True)
+    assert torch.equal(stored.invert(image()), pipeline.invert(image(), num_inference_steps=6))
+
+
+@pytest.mark.parametrize("call", ["stream", "img2img", "interpolate"])
+def test_an_option_that_does_not_exist_is_named(call):
+    arguments = {"stream": (1,), "img2img": (image(),), "interpolate": (1, 2)}[call]
+    with pytest.raises(TypeError, match="got an unexpected option 'noise'; there are class_labels, sampler, "):
+        getattr(make_pipeline(), call)(*arguments, noise=3)
 
 
 def test_guidance_that_is_stored_for_samples_does_not_guide_an_inversion():

@@ -49,8 +49,21 @@ def test_sample_is_given_out_as_it_is():
         (pixels(1).to(torch.int32) * 257).to(torch.uint16),
         pixels(1).double() / 255,
         (pixels(1).float() / 255).movedim(1, -1).numpy(),
+        pixels(1).movedim(1, -1).numpy()[:, ::-1].copy()[:, ::-1],
+        (pixels(1).movedim(1, -1).numpy().astype(">u2") * 257),
     ],
-    ids=["array", "arrays", "flat arrays", "tensor", "tensors", "uint16", "float64", "float array"],
+    ids=[
+        "array",
+        "arrays",
+        "flat arrays",
+        "tensor",
+        "tensors",
+        "uint16",
+        "float64",
+        "float array",
+        "turned",
+        "big-endian",
+    ],
 )
 def test_one_image_in_many_forms(images):
     wanted = pixels(1).double() * 2 / 255 - 1
@@ -74,6 +87,7 @@ def test_one_image_in_many_forms(images):
         (torch.full((1, 1, 4, 6), 200.0), 1, "`image` has values from 200 to 200"),
         (torch.full((1, 1, 4, 6), float("nan")), 1, "`image` has values from nan"),
         (torch.zeros(1, 1, 4, 6, dtype=torch.int64), 1, "`image` has dtype torch.int64"),
+        (np.full((4, 6), "a"), 1, "`image` has dtype <U1; it must hold numbers"),
         ("photo.png", 1, "`image` is a str; it must be a PIL image"),
         (None, 1, "`image` is a NoneType"),
         ([], 1, "`image` is a list"),
@@ -98,8 +112,11 @@ class TestMask:
             WHITE.float() * 0.6,
             WHITE[None, None],
             WHITE.to(torch.uint8)[None] * 128,
+            WHITE.to(torch.uint8),
+            (WHITE.to(torch.int32) * 65535).to(torch.uint16),
+            WHITE.numpy()[:, ::-1][:, ::-1],
         ],
-        ids=["tensor", "array", "PIL", "PIL of bits", "grey", "(1, 1, H, W)", "uint8"],
+        ids=["tensor", "array", "PIL", "PIL of bits", "grey", "(1, 1, H, W)", "uint8", "0 and 1", "uint16", "turned"],
     )
     def test_one_mask_in_many_forms(self, mask):
         assert torch.equal(encode_mask(mask, 3, SIZE), self.WHITE[None, None])

@@ -114,6 +114,53 @@ def test_a_callback_that_fails_leaves_nothing_behind():
     assert len(pipeline(**OPTIONS).images) == 2
 
 
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (
+            {"sample": torch.zeros(1, 1, 8, 8)},
+            r"`sample`, which a callback .* has shape \(1, 1, 8, 8\).*shape \(2, 1, 8, 8\)",
+        ),
+        ({"sample": [0]}, "`sample`, which a callback or `send` put in place of another, is none"),
+        (torch.zeros(2), "`callback_on_step_end` returned tensor.*; it must be a dictionary, or nothing"),
+    ],
+)
+def test_what_a_callback_cannot_give(answer, message):
+    with pytest.raises(ValueError, match=message):
+        make_pipeline()(**OPTIONS, callback_on_step_end=lambda *_: answer)
+
+
+def test_a_callback_must_be_a_function():
+    with pytest.raises(ValueError, match="`callback_on_step_end` is 3; it must be a function"):
+        make_pipeline()(**OPTIONS, callback_on_step_end=3)
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpm++", "unipc"])
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+def test_what_is_sent_takes_the_place_of_the_sample(sampler):
+    """In double precision and on the way it becomes float32; the next state follows from it with every sampler."""
+    nexts = []
+    for value in (0.0, 0.5):
+        states = make_pipeline().stream(1, None, 6, sampler=sampler, seed=0)
+        first = next(states)
+        nexts.append(states.send(torch.full((1, 1, 8, 8), value, dtype=torch.float64)))
+        assert nexts[-1].sample.dtype == torch.float32
+        assert first.step == 0
+    assert (nexts[1].sample - nexts[0].sample).mean() > 0.1
+
+
+@pytest.mark.parametrize("sampler", ["dpm++", "unipc"])
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+def test_what_is_done_to_the_tensors_of_a_state_changes_nothing(sampler):
+    plain = make_pipeline()(**OPTIONS, sampler=sampler, seed=0).images
+
+    def spoil(_, step, timestep, tensors):
+        tensors["pred_original_sample"].zero_()
+
+    options = OPTIONS | {"callback_on_step_end_tensor_inputs": ["pred_original_sample"], "seed": 0}
+    assert torch.equal(make_pipeline()(**options, sampler=sampler, callback_on_step_end=spoil).images, plain)
+
+
 def test_unknown_tensors_are_refused():
     with pytest.raises(
         ValueError, match="`callback_on_step_end_tensor_inputs` is 'latents'; it must be one of 'sample'"

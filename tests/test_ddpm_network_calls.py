@@ -98,6 +98,10 @@ class TestGuidanceInterval:
             pipeline(guidance_scale=3, guidance_interval=(0, 100), **options).images, pipeline(**options).images
         )
 
+    def test_without_guidance_there_is_no_interval(self):
+        with pytest.raises(ValueError, match=r"`guidance_interval` is .*, but `guidance_scale` is 1"):
+            make_pipeline()(class_labels=[0], guidance_interval=(0, 100))
+
     @pytest.mark.parametrize(
         ("interval", "message"),
         [
@@ -173,8 +177,25 @@ class TestFast:
         result = run_python("-c", UNCOMPILED, CXX="/no/such/compiler", TORCHINDUCTOR_FORCE_DISABLE_CACHES="1")
         assert result.stdout == "done\n", result.stderr
 
+    @pytest.mark.filterwarnings("ignore:`torch.jit.script_method`:DeprecationWarning")  # of torch's compiler
+    def test_every_shape_is_compiled_however_many_there_are(self):
+        """torch counts the shapes of all networks of a class together, and by itself stops at eight."""
+        compiled, pipeline = [], make_pipeline()
+        network = pipeline._compiled_network()
+        network._compiled = torch.compile(
+            pipeline.unet, dynamic=False, backend=lambda graph, inputs: compiled.append(1) or graph.forward
+        )
+        for batch in range(1, 13):
+            pipeline(batch, num_inference_steps=1, fast=True)
+        assert len(compiled) == 12
+        torch._dynamo.reset()
+
+    def test_a_float64_network_works(self):
+        pipeline = make_pipeline().to(torch.float64)
+        assert pipeline(2, num_inference_steps=2, seed=0, output_type="sample").images.dtype == torch.float32
+
     def test_it_is_yes_or_no(self):
-        with pytest.raises(ValueError, match="`fast` is 'yes'; it must be one of True"):
+        with pytest.raises(ValueError, match="`fast` is 'yes'; it must be one of True, False"):
             make_pipeline()(fast="yes")
 
 

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from conftest import seeds
@@ -64,7 +65,8 @@ class TestInterpolatedNoise:
 class TestSeeded:
     def test_a_number_counts_up_and_a_list_is_taken_as_it_is(self):
         assert [one.initial_seed() for one in seeded(7, None, 3)] == [7, 8, 9]
-        assert [one.initial_seed() for one in seeded([5, 5, 1], None, 3)] == [5, 5, 1]
+        for three in ([5, 5, 1], np.array([5, 5, 1]), torch.tensor([5, 5, 1])):
+            assert [one.initial_seed() for one in seeded(three, None, 3)] == [5, 5, 1]
 
     @pytest.mark.parametrize(
         ("seed", "message"),

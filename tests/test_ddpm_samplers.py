@@ -23,6 +23,7 @@ class Oracle(UNet2DModel):
 
 def oracle_pipeline(**options) -> DDPMHubPipeline:
     config = {k: v for k, v in make_unet(num_class_embeds=None, size=64).config.items() if not k.startswith("_")}
+    config["out_channels"] = 2 if options.get("variance_type") == "learned_range" else 1
     scheduler = DDPMHubScheduler(clip_sample=False, timestep_spacing="trailing", **options)
     unet = Oracle(**config)
     unet.known = scheduler

@@ -384,3 +384,107 @@ class TestGuidance:
             make_pipeline().stream(guidance_scale=2)
         with pytest.raises(ValueError, match="`guidance_scale` is 2, but this model is unconditional"):
             make_pipeline(num_class_embeds=None).stream(guidance_scale=2)
+
+
+class TestOptions:
+    def test_one_seed_per_image(self):
+        pipeline = make_pipeline()
+        wanted = drawn(pipeline, batch_size=3, generator=seeds(4, 5, 6))
+        assert torch.equal(drawn(pipeline, batch_size=3, seed=4), wanted)
+        assert torch.equal(drawn(pipeline, batch_size=3, seed=[4, 5, 6]), wanted)
+
+    def test_batch_1_and_16_give_the_same_image(self):
+        pipeline = make_pipeline()
+        together = drawn(pipeline, batch_size=16, seed=0)
+        for i in (0, 7, 15):
+            torch.testing.assert_close(together[i : i + 1], drawn(pipeline, seed=i), rtol=0, atol=ROUNDING)
+
+    def test_the_spacing_is_that_of_the_call_and_no_other(self):
+        pipeline = make_pipeline()
+        times = [state.timestep for state in pipeline.stream(1, None, 4, timestep_spacing="linspace")]
+        assert times == [999, 666, 333, 0]
+        assert [state.timestep for state in pipeline.stream(1, None, 4)] == [999, 749, 499, 249]
+        assert pipeline.scheduler.config.timestep_spacing == "trailing"
+
+    def test_dynamic_thresholding_in_place_of_clipping(self):
+        """By the formula: x̂_0 over the quantile of its magnitude, where that is above 1."""
+        pipeline = make_pipeline()
+        x_t = draw_noise(torch.empty(2, 1, 8, 8), seeds(1, 2))
+        with torch.no_grad():
+            output = pipeline.unet(x_t, 999, class_labels=torch.tensor([3, 3])).sample.double()
+        abar = pipeline.scheduler.alphas_cumprod[999]
+        estimate = (x_t.double() - (1 - abar).sqrt() * output) / abar.sqrt()
+        largest = estimate.flatten(1).abs().quantile(0.9, dim=1).clamp(min=1)[:, None, None, None]
+        state = next(pipeline.stream(2, None, 10, seeds(1, 2), dynamic_thresholding_ratio=0.9))
+        # float32 rounding of numbers up to 1/√ᾱ_T ≈ 158, over a threshold of about as much.
+        torch.testing.assert_close(
+            state.pred_original_sample.double(), (estimate / largest).clamp(-1, 1), rtol=0, atol=1e-5
+        )
+        assert not pipeline.scheduler.config.thresholding
+
+    def test_another_size(self):
+        pipeline = make_pipeline()
+        assert drawn(pipeline, height=12, width=16).shape == (1, 1, 12, 16)
+        with pytest.raises(ValueError, match="`height` is 13; for this network it must be a multiple of 2"):
+            drawn(pipeline, height=13)
+
+    def test_a_given_x_t_is_where_it_begins(self):
+        pipeline = make_pipeline()
+        x_t = draw_noise(torch.empty(2, 1, 8, 8), seeds(1, 2))
+        wanted = drawn(pipeline, batch_size=2, generator=seeds(1, 2), sampler="ddim")
+        assert torch.equal(drawn(pipeline, sample=x_t, sampler="ddim"), wanted)
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            (
+                {"sample": torch.zeros(2, 1, 8, 8), "batch_size": 3},
+                r"`sample` is \(2, 1, 8, 8\); .* shape \(3, 1, 8, 8\)",
+            ),
+            ({"sample": [0.0]}, "`sample` is list"),
+            ({"sample": torch.zeros(1, 1, 8, 8, dtype=torch.int64)}, "`sample` is"),
+            ({"seed": 1, "generator": torch.Generator()}, "`seed` and `generator` were both given"),
+            ({"seed": [1], "batch_size": 2}, "`seed` has 1 entries for 2 images"),
+            ({"timestep_spacing": "even"}, "`timestep_spacing` is 'even'"),
+            ({"timestep_spacing": "trailing", "sampler": "unipc"}, "but `sampler` = 'unipc' has its own"),
+            ({"dynamic_thresholding_ratio": 1.5}, "`dynamic_thresholding_ratio` is 1.5"),
+            ({"num_inference_steps": np.array([1, 2])}, "`num_inference_steps` is array"),
+        ],
+    )
+    def test_what_cannot_be_asked(self, options, message):
+        with pytest.raises(ValueError, match=message):
+            make_pipeline()(**options)
+
+    def test_numbers_of_numpy(self):
+        pipeline = make_pipeline()
+        plain = drawn(pipeline, num_inference_steps=3, seed=1, eta=0.5, class_labels=1, guidance_scale=2.0)
+        same = drawn(
+            pipeline, num_inference_steps=np.int64(3), seed=np.int64(1), eta=np.float32(0.5), class_labels=np.int64(1),
+            guidance_scale=np.float32(2),
+        )  # fmt: skip
+        assert torch.equal(same, plain)
+
+    def test_a_network_with_other_channels_is_refused_before_it_is_called(self):
+        pipeline = make_pipeline()
+        pipeline.scheduler = DDPMHubScheduler(variance_type="learned_range")
+        for sampler in ("ddpm", "dpm++"):
+            with pytest.raises(
+                ValueError, match=r"`unet` has in_channels = 1 and out_channels = 1; .* out_channels = 2"
+            ):
+                pipeline(sampler=sampler)
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+def test_a_stock_model_is_drawn_as_diffusers_draws_it(tmp_path):
+    """A peer's folder, the same generator: only the rounding of diffusers' float32 tables is between the two."""
+    stock = DDPMPipeline(make_unet(num_class_embeds=None), DDPMScheduler())
+    stock.set_progress_bar_config(disable=True)
+    stock.save_pretrained(tmp_path)
+    ours = DDPMHubPipeline.from_pretrained(tmp_path)
+    ours.set_progress_bar_config(disable=True)
+    options = {"batch_size": 2, "num_inference_steps": 20, "output_type": "np"}
+    theirs = stock(generator=torch.Generator().manual_seed(0), **options).images
+    # Their coefficients err by up to 4e-4, in [0, 1] half of that, through 20 steps of which the last count most.
+    np.testing.assert_allclose(ours(generator=torch.Generator().manual_seed(0), **options).images, theirs, atol=2e-3)
+    for sampler in ("ddim", "dpm++", "unipc"):
+        assert ours(seed=0, sampler=sampler).images[0].size == (8, 8)

@@ -169,8 +169,8 @@ class TrainConfig:
     report_to: tuple[str, ...] = ()
     tracker_project: str = "ddpm_hub"
     sample_every: int = 400
-    sampler: str = "ddpm"
-    num_inference_steps: int = 100
+    sampler: str = "dpm++"
+    num_inference_steps: int = 20
     eta: float | None = None
     guidance_scale: float = 1.0
     fidelity_samples: int = 200
