@@ -116,7 +116,11 @@ def _add_sample(commands) -> None:
         "--num_inference_steps",
         type=_whole(1),
         metavar="N",
-        help=f"reverse steps, at most the T of the model (default: {DEFAULT_STEPS}, or T if the schedule has no such cut)",
+        help=f"steps, at most the T of the model (default: the model's own; else {DEFAULT_STEPS} of ddpm)",
+    )
+    parser.add_argument("--sampler", metavar="NAME", help="ddpm, ddim, dpm++ or unipc (default: the model's own)")
+    parser.add_argument(
+        "--guidance_scale", type=float, metavar="W", help="of the classes; 1 is none (default: the model's own)"
     )
     parser.add_argument(
         "--seed",
@@ -204,8 +208,10 @@ def _sample(options) -> int:
     pipeline = DDPMHubPipeline.from_pretrained(options.model, revision=options.revision)
     pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
     labels = class_numbers(options.class_labels, pipeline)
-    steps = options.num_inference_steps or possible_steps(pipeline.scheduler, DEFAULT_STEPS)
-    images, last = [], options.num_images - 1
+    steps = options.num_inference_steps
+    if steps is None and options.sampler is None and pipeline.config.sampling is None:
+        steps = possible_steps(pipeline.scheduler, DEFAULT_STEPS)
+    images, taken, last = [], [0], options.num_images - 1
     for start in range(0, options.num_images, options.batch_size):
         numbers = range(start, min(start + options.batch_size, options.num_images))
         pipeline.set_progress_bar_config(leave=False, desc=f"images {start} to {numbers[-1]} of 0 to {last}")
@@ -213,7 +219,10 @@ def _sample(options) -> int:
             batch_size=len(numbers),
             class_labels=labels and [labels[i % len(labels)] for i in numbers],
             num_inference_steps=steps,
-            generator=[torch.Generator().manual_seed(options.seed + i) for i in numbers],
+            sampler=options.sampler,
+            guidance_scale=options.guidance_scale,
+            seed=options.seed + start,
+            callback_on_step_end=lambda _, step, timestep, tensors: taken.append(step),
         ).images
         options.output.mkdir(parents=True, exist_ok=True)
         for i in numbers:
@@ -221,6 +230,7 @@ def _sample(options) -> int:
     _grid(images).save(options.output / "grid.png")
     count = f"{len(images)} image{'s' if last else ''}"
     seeds = f"seed{'s' if last else ''} {options.seed}" + (f" to {options.seed + last}" if last else "")
+    steps = max(taken) + 1
     print(f"{options.output}: {count}, {seeds}, in {steps} step{'s' if steps > 1 else ''} each, and grid.png.")
     return 0
 

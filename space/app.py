@@ -41,12 +41,12 @@ CSS = """
 def open_page() -> tuple:
     """The controls' ranges, from the model; or the sentence that says what to run where there is none."""
     try:
-        choices, steps = inference.class_choices(), inference.largest_steps()
+        choices, steps, own = inference.class_choices(), inference.largest_steps(), inference.default_steps()
     except inference.InvalidRequestError as error:
         return gr.skip(), gr.skip(), gr.update(interactive=False), html.escape(str(error))
     return (
         gr.update(choices=choices, value=choices[0]),
-        gr.update(maximum=steps, value=min(100, steps)),
+        gr.update(maximum=steps, value=own),
         gr.update(interactive=True),
         f"Ready. Model: {html.escape(Path(inference.model_name()).name)}",
     )

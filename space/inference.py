@@ -89,6 +89,11 @@ def largest_steps() -> int:
     return len(load_pipeline().scheduler)
 
 
+def default_steps() -> int:
+    """What the model is best sampled with, where it says so."""
+    return (load_pipeline().config.sampling or {}).get("num_inference_steps", min(100, largest_steps()))
+
+
 def generate(class_name: str, count: int, num_steps: int, seed: int, random_seed: bool) -> Iterator[Frame]:
     """Draws images; yields a frame after every step, so that closing this generator ends the work within a step.
 

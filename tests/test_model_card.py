@@ -428,7 +428,7 @@ class TestTheTemplate:
 
 def test_the_snippets_draw_as_the_run_drew(tmp_path):
     """η and the guidance of the configuration, where they are not those of a plain DDPM; in the package's pipeline only."""
-    config = dataclasses.replace(TrainConfig(), eta=0.25, guidance_scale=2.5, output_dir=str(tmp_path))
+    config = dataclasses.replace(TrainConfig(), sampler="ddpm", eta=0.25, guidance_scale=2.5, output_dir=str(tmp_path))
     card = render_card(save_run(tmp_path / "run", config=config)).content
     assert card.count("eta=0.25, guidance_scale=2.5") == 2  # with the package, and by trust
     plain = render_card(save_run(tmp_path / "plain")).content

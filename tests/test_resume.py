@@ -328,8 +328,8 @@ def test_what_a_finished_run_lacks(config):
     note_done(config, folder, "publishing")
     assert find(config).missing == ()
     assert find(config, push_to_hub="user/other").missing == ("publishing",)
-    assert find(config, eta=0.5).missing == ("judging",)
-    assert find(config, fidelity_samples=0, eta=0.5, push_to_hub=None).missing == ()
+    assert find(config, sampler="ddpm", eta=0.5).missing == ("judging",)
+    assert find(config, fidelity_samples=0, sampler="ddpm", eta=0.5, push_to_hub=None).missing == ()
 
 
 def test_a_longer_run_is_judged_anew(config):

@@ -86,7 +86,7 @@ class TestTheDefaultRun:
     def test_a_classifier_agrees_with_the_requested_class(self, default_run):
         metrics = json.loads((default_run / "metrics.json").read_text())
         (fidelity,) = metrics["evaluation"]
-        assert (fidelity["type"], fidelity["seed"], fidelity["num_inference_steps"]) == ("class_fidelity", 0, 100)
+        assert (fidelity["type"], fidelity["seed"], fidelity["num_inference_steps"]) == ("class_fidelity", 0, 20)
         assert fidelity["value"] >= 0.9
         assert fidelity["num_samples"] == 200
         assert fidelity["reference"]["value"] >= 0.95
