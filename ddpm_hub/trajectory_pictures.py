@@ -12,9 +12,10 @@ from .ddpm_equations import denormalize
 from .ddpm_trajectories import DDPMHubState
 
 SMALLEST_SIDE = 64  # of an image in a picture; smaller ones are enlarged by whole numbers
-GAP, CAPTION_HEIGHT, MARGIN = 4, 18, 30
+GAP, CAPTION_HEIGHT, MARGIN = 4, 18, 52
 HELD_MILLISECONDS = 1500  # how long an animation shows its end
-_ROWS = (("x_t", "sample"), ("x̂_0", "pred_original_sample"))
+# Pillow's own font has no hat to put on an x.
+_ROWS = (("x_t", "sample"), ("x_0 est.", "pred_original_sample"))
 
 
 def film_strip(states: Iterable[DDPMHubState], frames: int = 10) -> Image.Image:

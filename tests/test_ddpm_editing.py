@@ -43,7 +43,6 @@ class TestImg2img:
         assert {state.num_steps for state in states} == {steps}
 
     @pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpm++", "unipc"])
-    @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
     def test_it_starts_from_the_noisy_image(self, sampler):
         """By hand: q(x_t | x_0) with the noise of the seed, then the steps that are left."""
         pipeline = make_pipeline()
@@ -63,7 +62,6 @@ class TestImg2img:
                 x_t = scheduler.step(output, t, x_t, generator).prev_sample
             torch.testing.assert_close(result, x_t, rtol=0, atol=ROUNDING)
 
-    @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
     def test_the_strength_is_the_same_noise_for_every_sampler(self):
         """Their steps are spaced in ways of their own; each starts at its first one that is not noisier."""
         for sampler in ("ddpm", "ddim", "dpm++", "unipc"):

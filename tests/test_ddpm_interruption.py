@@ -136,7 +136,6 @@ def test_a_callback_must_be_a_function():
 
 
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpm++", "unipc"])
-@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 def test_what_is_sent_takes_the_place_of_the_sample(sampler):
     """In double precision and on the way it becomes float32; the next state follows from it with every sampler."""
     nexts = []
@@ -150,7 +149,6 @@ def test_what_is_sent_takes_the_place_of_the_sample(sampler):
 
 
 @pytest.mark.parametrize("sampler", ["dpm++", "unipc"])
-@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 def test_what_is_done_to_the_tensors_of_a_state_changes_nothing(sampler):
     plain = make_pipeline()(**OPTIONS, sampler=sampler, seed=0).images
 
@@ -169,7 +167,6 @@ def test_unknown_tensors_are_refused():
 
 
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpm++", "unipc"])
-@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 def test_threads_on_one_pipeline_get_what_each_would_get_alone(sampler):
     """Each with settings of its own, step by step in turn: what one leaves in the pipeline the next would find."""
     pipeline = make_pipeline()

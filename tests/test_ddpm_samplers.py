@@ -36,7 +36,6 @@ def known_variances() -> list[float]:
     return [known_variance(abar) for abar in alpha_bars()[1:]]
 
 
-@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own, in its solvers
 class TestTheGaussianOracle:
     """Data of which everything is known, through the whole pipeline."""
 
@@ -80,7 +79,6 @@ class TestTheGaussianOracle:
         assert torch.equal(pipeline(1, **options).images, learned(1, **options).images)
 
 
-@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 class TestTimesteps:
     @pytest.mark.parametrize("schedule", ["linear", "squaredcos_cap_v2"])
     @pytest.mark.parametrize("name", ["dpm++", "unipc"])

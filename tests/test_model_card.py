@@ -272,7 +272,6 @@ class TestSnippets:
             render_card(run, "a b/c")
 
     # numpy's complaint about the way in which diffusers hands it tensors
-    @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
     def test_the_fast_solver_draws_the_classes_that_the_snippet_asks_for(self, default_run, monkeypatch):
         """And does not saturate: the real digits' share of pixels at the ends of the range, and little more."""
         from class_fidelity import class_fidelity
@@ -426,11 +425,34 @@ class TestTheTemplate:
         assert shared_file("model_card.md").is_relative_to(tmp_path / "posix_prefix")
 
 
-def test_the_snippets_draw_as_the_run_drew(tmp_path):
-    """η and the guidance of the configuration, where they are not those of a plain DDPM; in the package's pipeline only."""
-    config = dataclasses.replace(TrainConfig(), sampler="ddpm", eta=0.25, guidance_scale=2.5, output_dir=str(tmp_path))
-    card = render_card(save_run(tmp_path / "run", config=config)).content
-    assert card.count("eta=0.25, guidance_scale=2.5") == 2  # with the package, and by trust
-    plain = render_card(save_run(tmp_path / "plain")).content
-    assert "eta=" not in plain
-    assert "guidance_scale=" not in plain
+def test_the_model_s_own_sampling_is_told_once_and_not_repeated_in_the_snippets(tmp_path):
+    """What is stored need not be said, and plain diffusers takes the steps of a plain DDPM."""
+    folder = save_run(tmp_path / "run")
+    index = json.loads((folder / "model_index.json").read_text())
+    sampling = {"sampler": "dpm++", "num_inference_steps": 12, "guidance_scale": 2.5}
+    (folder / "model_index.json").write_text(json.dumps(index | {"sampling": sampling}))
+    card = render_card(folder, "me/flowers").content
+    assert "| Sampled by default | 12 steps, `dpm++`, guidance 2.5 |" in card
+    assert card.count("images = pipeline(class_labels=[0, 1, 2, 0]).images") == 2  # with the package, and by trust
+    assert "num_inference_steps=100" in card  # of stock
+    assert "num_inference_steps=12" not in card
+    assert "Sampled by default" not in render_card(save_run(tmp_path / "plain")).content
+
+
+def test_the_study_of_steps_and_samplers_stands_in_the_card(tmp_path):
+    rows = [
+        {"sampler": sampler, "variance_type": variance, "num_inference_steps": n, "value": value, "standard_error": 5e-5}
+        for sampler, variance, n, value in (
+            ("ddpm", "fixed_small", 10, 0.00211), ("ddpm", "fixed_small", 1000, 0.00044), ("dpm++", "none", 10, 0.00014),
+        )
+    ]  # fmt: skip
+    study = {"description": "Energy distance.", "num_samples": 512, "floor": rows[0] | {"value": 0.00372}, "rows": rows}
+    folder = save_run(tmp_path / "run", metrics={"sampling_quality": study})
+    index = json.loads((folder / "model_index.json").read_text())
+    sampling = {"sampler": "dpm++", "num_inference_steps": 10}
+    (folder / "model_index.json").write_text(json.dumps(index | {"sampling": sampling}))
+    card = render_card(folder).content
+    assert "Energy distance. In thousandths, ± one standard error, 512 samples each; bold is what" in card
+    assert "Real images that were held out: 3.72 ± 0.05." in card
+    assert "| `ddpm` | `fixed_small` | 2.11 ± 0.05 | 0.44 ± 0.05 |" in card
+    assert "| `dpm++` |  | **0.14 ± 0.05** |  |" in card

@@ -474,7 +474,6 @@ class TestOptions:
                 pipeline(sampler=sampler)
 
 
-@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 def test_a_stock_model_is_drawn_as_diffusers_draws_it(tmp_path):
     """A peer's folder, the same generator: only the rounding of diffusers' float32 tables is between the two."""
     stock = DDPMPipeline(make_unet(num_class_embeds=None), DDPMScheduler())

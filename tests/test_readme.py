@@ -24,7 +24,7 @@ def test_the_snippets_run(default_run, tmp_path):
     (tmp_path / "outputs" / "digits").symlink_to(default_run)
     make_pipeline(num_class_embeds=None).save_pretrained(tmp_path / "textures")
     snippets = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    assert len(snippets) == 8
+    assert len(snippets) == 9
     with HubServer() as hub:
         hub.add_user("me")
         environment = hub.environment(hub.add_token("me"), tmp_path / "home")

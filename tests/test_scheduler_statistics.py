@@ -211,7 +211,6 @@ class TestAnalyticVariance:
 
 
 # diffusers 0.42 gives its solvers' tables to NumPy in a way that NumPy 2 deprecates.
-@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
 class TestFastSolvers:
     @pytest.mark.parametrize("name", ["dpm++", "unipc"])
     @pytest.mark.parametrize("schedule", ["linear", "scaled_linear", "squaredcos_cap_v2"])
