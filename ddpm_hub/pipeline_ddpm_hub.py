@@ -297,7 +297,7 @@ class DDPMHubPipeline(DDPMEditing, DiffusionPipeline):
             check_choice("callback_on_step_end_tensor_inputs", name, _CALLBACK_INPUTS)
         replaced, sample = None, None
         with self.progress_bar(total=total) as progress, self._running.one_more() as call:
-            while not call.interrupted:
+            while sample is None or not call.interrupted:  # one step at least, so that there is something to give
                 try:
                     state = states.send(replaced)
                 except StopIteration as end:
