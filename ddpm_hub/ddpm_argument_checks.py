@@ -197,10 +197,6 @@ def check_guidance(scale: float, interval, class_labels, num_classes: int | None
         raise ValueError(f"`guidance_scale` is {scale!r}, but {why}; leave it out, or ask for classes.")
     if interval is None:
         return
-    if scale == 1:
-        raise ValueError(
-            f"`guidance_interval` is {interval!r}, but `guidance_scale` is 1, which is no guidance anywhere."
-        )
     if not isinstance(interval, list | tuple) or len(interval) != 2:
         raise ValueError(
             f"`guidance_interval` is {interval!r}; it must be the smallest and the largest guided timestep."
@@ -209,3 +205,7 @@ def check_guidance(scale: float, interval, class_labels, num_classes: int | None
         check_integer("guidance_interval", bound, 0, num_train - 1)
     if interval[0] > interval[1]:
         raise ValueError(f"`guidance_interval` is {interval!r}; the smaller timestep comes first.")
+    if scale == 1:
+        raise ValueError(
+            f"`guidance_interval` is {interval!r}, but `guidance_scale` is 1, which is no guidance anywhere."
+        )
