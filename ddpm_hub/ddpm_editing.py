@@ -5,7 +5,6 @@ A part of `DDPMHubPipeline`. This file is copied beside every model that is publ
 
 import math
 import numbers
-from collections.abc import Callable
 
 import torch
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
@@ -19,6 +18,7 @@ from .ddpm_trajectories import Trajectory, denoise, invert, repaint, repaint_mov
 # A walk back and forth through all T levels would take T times the resamplings.
 _FEWER_STEPS = SamplingSettings("ddpm", 100)
 _DETERMINISTIC = SamplingSettings("ddim", 50)
+_OUTPUT = ("output_type", "return_dict", "callback_on_step_end", "callback_on_step_end_tensor_inputs")
 
 
 class DDPMEditing:
@@ -30,10 +30,6 @@ class DDPMEditing:
         strength: float = 0.5,
         *,
         batch_size: int | None = None,
-        output_type: str = "pil",
-        return_dict: bool = True,
-        callback_on_step_end: Callable | None = None,
-        callback_on_step_end_tensor_inputs: tuple[str, ...] = ("sample",),
         **options,
     ) -> ImagePipelineOutput | tuple:
         """SDEdit (Meng et al. 2022, arXiv:2108.01073): noise is added up to a level, and taken away again.
@@ -44,16 +40,14 @@ class DDPMEditing:
             strength (`float`, defaults to 0.5): how much noise, as a share of T, from 0 (the image itself) to 1 (nothing of it
                 is left); the sampler starts at its first step at or below that.
             batch_size (`int`, *optional*): how many pictures to make of one image.
-            output_type, return_dict, callback_on_step_end, callback_on_step_end_tensor_inputs: as in [`__call__`].
-            options: `class_labels`, `num_inference_steps`, `sampler`, `seed`, … as in [`__call__`].
+            options: `class_labels`, `num_inference_steps`, `sampler`, `seed`, `output_type`, `return_dict`,
+                `callback_on_step_end`, … as in [`__call__`].
 
         Raises:
             ValueError: for an argument outside its range, before the network is called.
         """
-        states, total = self._img2img(image, strength, batch_size, options, output_type)
-        return self._drain(
-            states, total, output_type, return_dict, callback_on_step_end, callback_on_step_end_tensor_inputs
-        )
+        output = self._output_options(options)
+        return self._drain(*self._img2img(image, strength, batch_size, options), **output)
 
     def stream_img2img(
         self, image: Images, strength: float = 0.5, *, batch_size: int | None = None, **options
@@ -61,8 +55,7 @@ class DDPMEditing:
         """[`img2img`] step by step, as [`stream`]; nothing comes out at strength 0."""
         return self._img2img(image, strength, batch_size, options)[0]
 
-    def _img2img(self, image, strength, batch_size, options: dict, output_type: str = "sample"):
-        self._check_output_type(output_type)
+    def _img2img(self, image, strength, batch_size, options: dict):
         check_fraction("strength", strength)
         original = self._repeated(self._encode("image", image), batch_size)
         call = self._prepare(len(original), options)
@@ -70,7 +63,6 @@ class DDPMEditing:
         return self._from_level(call, original, start), len(call.sampler.timesteps) - start
 
     @staticmethod
-    @torch.no_grad()
     def _from_level(call, original: torch.Tensor, start: int) -> Trajectory:
         if start == len(call.sampler.timesteps):
             return original
@@ -85,10 +77,6 @@ class DDPMEditing:
         resamplings: int = 5,
         jump_length: int = 10,
         batch_size: int | None = None,
-        output_type: str = "pil",
-        return_dict: bool = True,
-        callback_on_step_end: Callable | None = None,
-        callback_on_step_end_tensor_inputs: tuple[str, ...] = ("sample",),
         **options,
     ) -> ImagePipelineOutput | tuple:
         """RePaint (Lugmayr et al. 2022, arXiv:2201.09865): what the mask covers is painted, the rest stays as it is.
@@ -102,16 +90,14 @@ class DDPMEditing:
             resamplings (`int`, defaults to 5): how often each stretch of `jump_length` steps is taken, so that what is
                 painted agrees with what is known; 1 is once. The network is called nearly that many times more often.
             jump_length (`int`, defaults to 10): j, at least 1.
-            batch_size, output_type, return_dict, callback_on_step_end, options: as in [`img2img`]. The sampler is `ddpm` or
+            batch_size, options: as in [`img2img`]. The sampler is `ddpm` or
                 `ddim`: the model's own, or `ddpm` with 100 steps.
 
         Raises:
             ValueError: for an argument outside its range, before the network is called.
         """
-        states, total = self._inpaint(image, mask, resamplings, jump_length, batch_size, options, output_type)
-        return self._drain(
-            states, total, output_type, return_dict, callback_on_step_end, callback_on_step_end_tensor_inputs
-        )
+        output = self._output_options(options)
+        return self._drain(*self._inpaint(image, mask, resamplings, jump_length, batch_size, options), **output)
 
     def stream_inpaint(
         self,
@@ -126,8 +112,7 @@ class DDPMEditing:
         """[`inpaint`] step by step, as [`stream`]."""
         return self._inpaint(image, mask, resamplings, jump_length, batch_size, options)[0]
 
-    def _inpaint(self, image, mask, resamplings, jump_length, batch_size, options: dict, output_type: str = "sample"):
-        self._check_output_type(output_type)
+    def _inpaint(self, image, mask, resamplings, jump_length, batch_size, options: dict):
         check_integer("resamplings", resamplings, 1, math.inf)
         check_integer("jump_length", jump_length, 1, math.inf)
         known = self._repeated(self._encode("image", image), batch_size)
@@ -145,10 +130,6 @@ class DDPMEditing:
         timestep: int | None = None,
         *,
         seed: int | None = None,
-        output_type: str = "pil",
-        return_dict: bool = True,
-        callback_on_step_end: Callable | None = None,
-        callback_on_step_end_tensor_inputs: tuple[str, ...] = ("sample",),
         **options,
     ) -> ImagePipelineOutput | tuple:
         """A row of images that lead from one to another, the ends included.
@@ -162,17 +143,14 @@ class DDPMEditing:
             count (`int`, defaults to 8): how many images, at least 2; image i has the weight i/(count − 1).
             timestep (`int`, *optional*): t, from 0 to T−1, for images and only for those; the nearest step of the sampler is
                 taken. Small t mixes the images, large t what they show.
-            seed (`int`, *optional*): of the noise, for images and only for those; by default torch's own.
-            output_type, return_dict, callback_on_step_end, options: as in [`img2img`]; one class for all, or one for each.
+            seed (`int`, *optional*): of the noise, for images and only for those; by default another one each time.
+            options: as in [`img2img`]; one class for all, or one for each.
 
         Raises:
             ValueError: for an argument outside its range, before the network is called.
         """
-        self._check_output_type(output_type)
-        states, total = self._interpolate(first, second, count, timestep, seed, options)
-        return self._drain(
-            states, total, output_type, return_dict, callback_on_step_end, callback_on_step_end_tensor_inputs
-        )
+        output = self._output_options(options)
+        return self._drain(*self._interpolate(first, second, count, timestep, seed, options), **output)
 
     def stream_interpolate(
         self, first, second, count: int = 8, timestep: int | None = None, *, seed: int | None = None, **options
@@ -214,7 +192,6 @@ class DDPMEditing:
         return self._between(call, ends, weights, start), len(times) - start
 
     @staticmethod
-    @torch.no_grad()
     def _between(call, ends: list[torch.Tensor], weights: torch.Tensor, start: int) -> Trajectory:
         noise = call.noise.draw(ends[0].expand(len(weights), -1, -1, -1))
         # Mixing the images and adding the same noise to each is mixing the noisy images.
@@ -241,7 +218,7 @@ class DDPMEditing:
             ValueError: for an argument outside its range, before the network is called.
         """
         states, total, _ = self._invert(image, strength, options)
-        return self._drain(states, total, "sample", False)[0]
+        return self._drain(states, total, "sample", return_dict=False)[0]
 
     def _invert(self, image, strength, options: dict):
         check_fraction("strength", strength)
@@ -259,29 +236,28 @@ class DDPMEditing:
         self,
         image: Images,
         strength: float = 1.0,
-        *,
-        output_type: str = "pil",
-        return_dict: bool = True,
-        callback_on_step_end: Callable | None = None,
-        callback_on_step_end_tensor_inputs: tuple[str, ...] = ("sample",),
         **options,
     ) -> ImagePipelineOutput | tuple:
         """What the model makes of an image on the way to noise and back: [`invert`], and DDIM from there.
 
         Arguments as in [`invert`] and [`img2img`]; the callback sees the way up and the way back.
         """
-        self._check_output_type(output_type)
+        output = self._output_options(options)
         up, total, (call, start) = self._invert(image, strength, options)
 
         def both() -> Trajectory:
             sample = yield from up
             return (yield from denoise(call.network, call.sampler, call.noise, sample, start))
 
-        return self._drain(
-            both(), 2 * total, output_type, return_dict, callback_on_step_end, callback_on_step_end_tensor_inputs
-        )
+        return self._drain(both(), 2 * total, **output)
 
     # --- What they share ---
+
+    def _output_options(self, options: dict) -> dict:
+        """Takes out of the options what says how the result is given."""
+        output = {name: options.pop(name) for name in _OUTPUT if name in options}
+        self._check_output_type(output.get("output_type", "pil"))
+        return output
 
     def _level(self, call, strength: float) -> int:
         """At which of the sampler's timesteps the noise has its share `strength` of T; past the last one for none."""

@@ -214,8 +214,7 @@ def keep_freed_memory() -> None:
     """Tells the C library that the memory which a network call frees is for the next one; for networks on a CPU.
 
     glibc gives large blocks back to the system, which clears each of their pages again when they are next touched: 10 to 15 %
-    of a training step (docs/TRAINING_SPEED.md), and more of a call (docs/SAMPLING.md). Elsewhere than on Linux with glibc
-    this does nothing.
+    of a training step (docs/TRAINING_SPEED.md). Elsewhere than on Linux with glibc this does nothing.
     """
     if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
         library = ctypes.CDLL(None)

@@ -284,15 +284,18 @@ class DDPMHubPipeline(DDPMEditing, DiffusionPipeline):
         self,
         states: Trajectory,
         total: int,
-        output_type: str,
-        return_dict: bool,
-        callback: Callable | None = None,
-        callback_inputs: tuple[str, ...] = ("sample",),
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable | None = None,
+        callback_on_step_end_tensor_inputs: tuple[str, ...] = ("sample",),
     ) -> ImagePipelineOutput | tuple:
         """Takes all steps, with a progress bar, and gives the last sample as images."""
+        callback = callback_on_step_end
         if callback is not None and not callable(callback):
             raise ValueError(f"`callback_on_step_end` is {callback!r}; it must be a function.")
-        callback_inputs = getattr(callback, "tensor_inputs", callback_inputs)  # of a diffusers PipelineCallback
+        callback_inputs = getattr(
+            callback, "tensor_inputs", callback_on_step_end_tensor_inputs
+        )  # of a diffusers PipelineCallback
         for name in callback_inputs or ():
             check_choice("callback_on_step_end_tensor_inputs", name, _CALLBACK_INPUTS)
         replaced, sample = None, None

@@ -4,6 +4,8 @@ Tensors are written as safetensors piece by piece, hashed on the way: `safetenso
 memory instead, tells a full disk in an error type of its own, and gives no hash without a second reading.
 """
 
+import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -52,6 +54,18 @@ def write_synced(path: Path, pieces: Iterable[bytes | memoryview]) -> Written:
         error.filename = error.filename or str(path)  # which writing leaves out
         raise
     return Written(size, digest.hexdigest())
+
+
+def lock(descriptor: int, kind: int) -> bool:
+    """Locks an open folder (`fcntl.LOCK_SH` or `LOCK_EX`) until it is closed; whether nobody else holds it.
+
+    Some network file systems have no locks of folders: there, nobody can tell.
+    """
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in (errno.EWOULDBLOCK, errno.EACCES)
+    return True
 
 
 def sync_folder(folder: Path) -> None:

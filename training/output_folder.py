@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import yaml
-from durable_files import PARTIAL, fresh_name, sync_file, sync_folder, write_whole
+from durable_files import PARTIAL, fresh_name, lock, sync_file, sync_folder, write_whole
 from train_config import TrainConfig, UserError
 
 CONFIG_FILE = "config.yaml"  # also the mark by which an earlier run is recognised
@@ -118,15 +118,11 @@ def check_not_held(folder: Path, config: TrainConfig) -> None:
 
 
 def _lock(descriptor: int, kind: int, config: TrainConfig) -> None:
-    try:
-        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-            raise UserError(
-                f"`output_dir` is {config.output_dir!r}, where another process is training; wait for its end, stop it, or "
-                f"choose another folder."
-            ) from error
-        # Some network file systems have no locks of folders: there, nobody can tell.
+    if not lock(descriptor, kind):
+        raise UserError(
+            f"`output_dir` is {config.output_dir!r}, where another process is training; wait for its end, stop it, or "
+            f"choose another folder."
+        )
 
 
 def _resolve(config: TrainConfig) -> Path:

@@ -5,7 +5,6 @@ that `datasets.load_dataset("imagefolder", data_dir=…)` reads.
 """
 
 import csv
-import errno
 import fcntl
 import io
 import json
@@ -17,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from durable_files import PARTIAL, sync_folder, write_synced, write_whole
+from durable_files import PARTIAL, lock, sync_folder, write_synced, write_whole
 from PIL import Image
 from train_config import UserError
 
@@ -42,7 +41,11 @@ def claimed_folder(output_dir: str, settings: dict) -> Iterator[Path]:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder, os.O_RDONLY)
         try:
-            _lock(descriptor, output_dir)
+            if not lock(descriptor, fcntl.LOCK_EX):
+                raise UserError(
+                    f"`output_dir` is {output_dir!r}, which another run is filling; wait for its end, stop it, or choose "
+                    f"another folder."
+                )
             stored = _stored_settings(folder)
             if stored is not None:
                 _check_same(output_dir, stored, settings)
@@ -103,18 +106,6 @@ def _flat(settings: dict) -> dict:
 def _short(value) -> str:
     text = repr(value)
     return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}…"
-
-
-def _lock(descriptor: int, output_dir: str) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-            raise UserError(
-                f"`output_dir` is {output_dir!r}, which another run is filling; wait for its end, stop it, or choose "
-                f"another folder."
-            ) from error
-        # Some network file systems have no locks of folders: there, nobody can tell.
 
 
 def images_folder(output_dir: str) -> Path:

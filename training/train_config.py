@@ -184,8 +184,7 @@ class TrainConfig:
 
     def sampling(self, has_classes: bool) -> dict:
         """How the model is sampled, as it is stored with it: [`DDPMHubPipeline`]'s `sampling`."""
-        eta = {"ddpm": 1.0, "ddim": 0.0}.get(self.sampler) if self.eta is None else self.eta
-        settings = {"sampler": self.sampler, "num_inference_steps": self.num_inference_steps, "eta": eta}
+        settings = {"sampler": self.sampler, "num_inference_steps": self.num_inference_steps, "eta": self.eta}
         settings |= {"guidance_scale": self.guidance_scale} if has_classes else {}
         return {name: value for name, value in settings.items() if value is not None}
 
