@@ -4,9 +4,7 @@ Every figure in a card was read from a file or computed from the stored schedule
 does not say either. Rendering twice gives the same text.
 """
 
-import html
 import inspect
-import json
 import math
 import os
 import re
@@ -20,12 +18,20 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from ddpm_hub import __version__
 
+from .card_text import listing, machine, number, plain, python_text
+from .evaluation_tables import (
+    drawn_with,
+    evaluation_sections,
+    evaluation_table,
+    sampling_quality,
+    speed_table,
+    value_and_reference,
+)
 from .model_folder import ModelFolder, last_part, read_model_folder
 from .shared_files import shared_file
 
 TASK = "unconditional-image-generation"
 SAMPLES = 4  # that the snippets draw
-LARGEST_LISTING = 20  # of class names
 SOLVER_STEPS = 20
 
 
@@ -52,7 +58,7 @@ def render_card(folder: str | Path, repo_id: str | None = None) -> ModelCard:
         template_path=str(shared_file("model_card.md")),
         title=plain(repo_id.split("/")[-1] if repo_id else model.name),
         on_hub=repo_id is not None,
-        repo=_python_text(repo_id or model.name),
+        repo=python_text(repo_id or model.name),
         version=__version__,
         images=_images(model),
         facts=_facts(model, scheduler),
@@ -60,9 +66,10 @@ def render_card(folder: str | Path, repo_id: str | None = None) -> ModelCard:
         use=_use(model, scheduler),
         **_data_and_training(model),
         evaluation=[e for e in model.metrics.get("evaluation", []) if "value" in e],
-        evaluation_table=_evaluation_table(model.metrics),
-        speed_table=_speed_table(model),
-        sampling_quality=_sampling_quality(model),
+        evaluation_table=evaluation_table(model.metrics),
+        evaluation_sections=evaluation_sections(model.metrics),
+        speed_table=speed_table(model),
+        sampling_quality=sampling_quality(model),
         plain=plain,
         number=number,
         machine=machine,
@@ -78,45 +85,6 @@ def write_card(folder: str | Path, repo_id: str | None = None) -> Path:
     partial.write_text(content.rstrip("\n") + "\n", encoding="utf-8", newline="\n")
     os.replace(partial, path)
     return path
-
-
-# --- Text that comes from files, made harmless --------------------------------------------------------------------------
-
-
-def plain(text: str) -> str:
-    """Text on one line that Markdown, its tables, HTML and formulas take for nothing but text."""
-    words = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    escaped = re.sub(r"[`*_\[\]#~{}]", r"\\\g<0>", html.escape(words.replace("\\", "\0"), quote=False))
-    return escaped.replace("\0", "&#92;").replace("|", "&#124;").replace("$", "&#36;")
-
-
-def number(value: float) -> str:
-    """An integer with its thousands apart; at most six digits of anything else."""
-    return f"{value:,}" if isinstance(value, int) else f"{value:.6g}"
-
-
-def machine(facts: dict) -> str:
-    """What a machine is called, how much of it was used, and by which torch."""
-    counts = ((facts.get(key), key.removesuffix("s")) for key in ("threads", "devices"))
-    parts = [plain(facts["name"])] if "name" in facts else []
-    parts += [f"{count} {unit}{'s' if count > 1 else ''}" for count, unit in counts if count]
-    return ", ".join(parts + ([f"torch {plain(facts['torch'])}"] if "torch" in facts else []))
-
-
-def _python_text(text: str) -> str:
-    return json.dumps(text, ensure_ascii=not text.isprintable())
-
-
-def _listing(names: list[str]) -> str:
-    listed = ", ".join(plain(name) for name in names[:LARGEST_LISTING])
-    return listed + (f" and {len(names) - LARGEST_LISTING:,} more" if len(names) > LARGEST_LISTING else "")
-
-
-def _table(columns: dict[str, list[str]]) -> str:
-    """A Markdown table of the columns that hold anything; no table without rows."""
-    filled = {name: cells for name, cells in columns.items() if any(cells)}
-    rows = [filled.keys(), ["---"] * len(filled), *zip(*filled.values(), strict=True)]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows) if filled else ""
 
 
 # --- The parts of the card ----------------------------------------------------------------------------------------------
@@ -183,7 +151,7 @@ def _facts(model: ModelFolder, scheduler) -> list[tuple[str, str]]:
     training, config = model.metrics.get("training", {}), scheduler.config
     rows = [("Images", _images(model).removesuffix(" images"))]
     if model.class_names:
-        rows.append(("Classes", f"{len(model.class_names)}: {_listing(model.class_names)}"))
+        rows.append(("Classes", f"{len(model.class_names)}: {listing(model.class_names)}"))
     rows += [
         ("Network", f"`UNet2DModel`, {model.num_parameters:,} parameters, {model.dtype}"),
         (
@@ -192,21 +160,14 @@ def _facts(model: ModelFolder, scheduler) -> list[tuple[str, str]]:
         ),
     ]
     if model.sampling:
-        rows.append(("Sampled by default", _steps(model.sampling)))
+        rows.append(("Sampled by default", drawn_with(model.sampling)))
     if dataset := _dataset(model):
         count = f", {training['num_images']:,} images" if "num_images" in training else ""
         rows.append(("Training data", plain(dataset) + count))
     for entry in model.metrics.get("evaluation", []):
         if "value" in entry:
-            rows.append((plain(entry["name"]), _value_and_reference(entry)))
+            rows.append((plain(entry["name"]), value_and_reference(entry)))
     return rows
-
-
-def _value_and_reference(entry: dict) -> str:
-    reference = entry.get("reference", {})
-    if "name" not in reference or "value" not in reference:
-        return number(entry["value"])
-    return f"{number(entry['value'])} ({plain(reference['name'])}: {number(reference['value'])})"
 
 
 def _grid(model: ModelFolder) -> dict | None:
@@ -218,7 +179,7 @@ def _grid(model: ModelFolder) -> dict | None:
             caption = f"{facts['num_samples']:,} samples"
         caption += ", a class in each column" if facts.get("class_in_each_column") else ""
         if "num_inference_steps" in facts:
-            caption += f"; {_steps(facts)}"
+            caption += f"; {drawn_with(facts)}"
         if "seed" in facts and "num_samples" in facts:
             caption += f", seeds {facts['seed']} to {facts['seed'] + facts['num_samples'] - 1}; not selected"
     return {"path": quote(os.fsencode(model.sample_grid)), "caption": caption}
@@ -234,91 +195,11 @@ def _data_and_training(model: ModelFolder) -> dict:
         "config_yaml": config_yaml,
         "fence": "`" * max(3, longest + 1),  # longer than any in the block
         "dataset": plain(_dataset(model) or ""),
-        "classes": _listing(model.class_names),
+        "classes": listing(model.class_names),
         "num_classes": len(model.class_names),
         "loss_curve": "loss_curve.png" in plots,
         "plots": [(quote(os.fsencode(path)), title) for path, title in plots.items() if path != "loss_curve.png"],
     }
-
-
-def _evaluation_table(metrics: dict) -> str:
-    entries = [entry for entry in metrics.get("evaluation", []) if "value" in entry]
-
-    def figures(key: str) -> list[str]:
-        return [number(entry[key]) if key in entry else "" for entry in entries]
-
-    return _table(
-        {
-            "Metric": [plain(entry["name"]) for entry in entries],
-            "Value": [_value_and_reference(entry) for entry in entries],
-            "Samples": figures("num_samples"),
-            "Drawn with": [_steps(e) if "num_inference_steps" in e else "" for e in entries],
-            "First seed": [str(entry.get("seed", "")) for entry in entries],
-            "Judged by": [plain(entry.get("extractor", "")) for entry in entries],
-        }
-    )
-
-
-def _sampling_quality(model: ModelFolder) -> dict | None:
-    """The table of distances by sampler and steps, the model's own in bold."""
-    study, own = model.metrics.get("sampling_quality", {}), model.sampling
-    if not study.get("rows"):
-        return None
-    steps = sorted({row["num_inference_steps"] for row in study["rows"]})
-    kinds = list(dict.fromkeys((row["sampler"], row["variance_type"]) for row in study["rows"]))
-    cells = {
-        (row["sampler"], row["variance_type"], row["num_inference_steps"]): _distance(row) for row in study["rows"]
-    }
-    chosen = (own.get("sampler"), own.get("num_inference_steps"))
-    columns: dict[str, list[str]] = {"Sampler": [], "Variance": []} | {f"{n} steps": [] for n in steps}
-    for sampler, variance in kinds:
-        columns["Sampler"].append(f"`{sampler}`")
-        columns["Variance"].append("" if variance == "none" else f"`{variance}`")
-        for n in steps:
-            text = cells.get((sampler, variance, n), "")
-            is_own = (sampler, n) == chosen and variance in ("none", model.scheduler.get("variance_type"))
-            columns[f"{n} steps"].append(f"**{text}**" if is_own and text else text)
-    return {
-        "description": plain(study.get("description", "")),
-        "num_samples": study.get("num_samples"),
-        "floor": _distance(study["floor"]) if "floor" in study else None,
-        "table": _table(columns),
-    }
-
-
-def _distance(row: dict) -> str:
-    return f"{1000 * row['value']:.2f} ± {1000 * row['standard_error']:.2f}"
-
-
-def _steps(drawn: dict) -> str:
-    """How many steps, and the sampler, η and guidance of samples, where they are not those of a plain DDPM."""
-    sampler = drawn.get("sampler", "ddpm")
-    count = drawn.get("num_inference_steps")
-    parts = [] if count is None else [f"{number(count)} step{'s' if count > 1 else ''}"]
-    parts += [f"`{sampler}`"] if sampler != "ddpm" else []
-    parts += [f"η = {number(drawn['eta'])}"] if drawn.get("eta", 1) != 1 and sampler == "ddpm" else []
-    parts += [f"guidance {number(drawn['guidance_scale'])}"] if drawn.get("guidance_scale", 1) != 1 else []
-    return ", ".join(parts) or "all steps"
-
-
-def _speed_table(model: ModelFolder) -> str:
-    training = {"what": "training", "batch_size": model.config.get("batch_size"), **model.metrics.get("training", {})}
-    rows = [row for row in (training, *model.metrics.get("speed", [])) if "images_per_second" in row]
-
-    def figures(key: str) -> list[str]:
-        return [number(row[key]) if row.get(key) is not None else "" for row in rows]
-
-    return _table(
-        {
-            "What": [plain(row["what"]) for row in rows],
-            "Images per second": figures("images_per_second"),
-            "Share of peak": figures("share_of_peak"),
-            "Steps per image": figures("num_inference_steps"),
-            "Batch": figures("batch_size"),
-            "Precision": [plain(row.get("dtype", "")) for row in rows],
-            "Machine": [machine(row.get("machine", {})) for row in rows],
-        }
-    )
 
 
 # --- The schedule and how to use it -------------------------------------------------------------------------------------
@@ -367,7 +248,7 @@ def _use(model: ModelFolder, scheduler) -> dict:
     solver = _solver_arguments(model.scheduler, scheduler)
     own = model.sampling
     is_ddpm = own.get("sampler", "ddpm") == "ddpm" and own.get("eta", 1) == 1
-    steps = possible_steps(scheduler, own.get("num_inference_steps", 100) if is_ddpm else 100)
+    steps = possibledrawn_with(scheduler, own.get("num_inference_steps", 100) if is_ddpm else 100)
     labels = [k % len(model.class_names) for k in range(SAMPLES)] if model.class_names else None
     is_picture = channels in (1, 3, 4)
     output = [] if is_picture and model.unet.get("out_channels") == channels else ['output_type="np"']
@@ -399,7 +280,7 @@ def _stock_variance(variance_type: str | None) -> str:
     return f'variance_type="{"fixed_large" if variance_type == "fixed_large_log" else "fixed_small"}"'
 
 
-def possible_steps(scheduler, wanted: int) -> int:
+def possibledrawn_with(scheduler, wanted: int) -> int:
     """The number of steps that is wanted, if the schedule can be cut to it; else all."""
     wanted = min(wanted, len(scheduler))
     try:

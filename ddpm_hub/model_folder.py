@@ -1,7 +1,7 @@
 """A saved model folder as facts: its files, read and checked without loading the network.
 
 The folder is what `DDPMHubPipeline.save_pretrained` writes. A training run adds `config.yaml` (its resolved configuration),
-`metrics.json` (its figures, [`METRICS`]), `samples/*.png` and plots; each of them may be missing.
+`metrics.json` (its figures, `metrics_file.py`), `samples/*.png` and plots; each of them may be missing.
 """
 
 import json
@@ -12,73 +12,8 @@ from pathlib import Path, PureWindowsPath
 
 import yaml
 
-# --- What the files hold: a type, a dictionary of what may be there, or a list of one form ------------------------------
+from .metrics_file import form_fault, metrics_fault
 
-_MACHINE = {"name": str, "threads": int, "devices": int, "torch": str}
-METRICS = {
-    "training": {
-        "steps": int,
-        "seconds": float,  # wall-clock, with all sample grids
-        "images_per_second": float,  # without them
-        "share_of_peak": float,  # of the FLOP/s that a large convolution or matrix product reached there
-        "loss": float,  # mean of the last interval
-        "num_images": int,
-        "dataset": str,  # an id of the Hub or the name of a local folder
-        "dataset_on_hub": bool,
-        "machine": _MACHINE,
-    },
-    "samples": {  # the grid of the last step
-        "file": str,  # relative to the model's folder
-        "num_samples": int,
-        "seed": int,  # of the first; sample i has seed + i
-        "sampler": str,
-        "num_inference_steps": int,
-        "eta": float,
-        "guidance_scale": float,
-        "class_in_each_column": bool,
-    },
-    "evaluation": [
-        {
-            "type": str,  # the metric's identifier in the Hub's model-index
-            "name": str,
-            "description": str,  # one sentence: what was measured
-            "value": float,
-            "num_samples": int,
-            "seed": int,
-            "sampler": str,
-            "num_inference_steps": int,
-            "eta": float,
-            "guidance_scale": float,
-            "extractor": str,  # the classifier or the network whose features are compared
-            "reference": {"name": str, "value": float},  # what the value is to be compared with
-        }
-    ],
-    "sampling_quality": {  # how far samples are from the data (benchmarks/sampling_quality.py)
-        "description": str,  # one sentence: what was measured
-        "num_samples": int,
-        "floor": {"value": float, "standard_error": float},  # of real images that were held out
-        "rows": [
-            {
-                "sampler": str,
-                "variance_type": str,
-                "num_inference_steps": int,
-                "value": float,
-                "standard_error": float,
-            }
-        ],
-    },
-    "speed": [
-        {
-            "what": str,
-            "images_per_second": float,
-            "num_inference_steps": int,
-            "batch_size": int,
-            "dtype": str,
-            "machine": _MACHINE,
-        }
-    ],
-}
-_REQUIRED = {"evaluation": ("type", "name"), "speed": ("what",)}
 _SAMPLING = {"sampler": str, "num_inference_steps": int, "eta": float, "guidance_scale": float}
 _CONFIG = {
     "license": str,
@@ -105,7 +40,7 @@ class ModelFolder:
     dtype (`str`): the precision of the weights, as torch names it.
     config (`dict`): the resolved configuration of the training run, without paths of the machine; may be empty.
     sampling (`dict`): how it is sampled where a call says nothing else; may be empty.
-    metrics (`dict`): figures in the form of [`METRICS`], without those that are null; may be empty.
+    metrics (`dict`): figures in the form of `metrics_file.py`, without those that are null; may be empty.
     sample_grid (`str`, *optional*): the last grid in `samples/`; paths are relative to the folder.
     plots (`list[str]`): all other pictures, at the root and in `plots/`.
     """
@@ -141,12 +76,8 @@ def read_model_folder(folder: str | Path) -> ModelFolder:
     _check(unet, _UNET, folder, "unet/config.json")
     num_parameters, dtype = _weights(folder)
     metrics = _read(folder, "metrics.json") if (folder / "metrics.json").is_file() else {}
-    _check(metrics, METRICS, folder, "metrics.json")
-    for part, keys in _REQUIRED.items():
-        for number, entry in enumerate(metrics.get(part, [])):
-            for key in keys:
-                if key not in entry:
-                    raise _damaged(folder, "metrics.json", f"{part}[{number}] has no `{key}`")
+    if fault := metrics_fault(metrics):
+        raise _damaged(folder, "metrics.json", fault)
     config = _read(folder, "config.yaml") if (folder / "config.yaml").is_file() else {}
     _check(config, _CONFIG, folder, "config.yaml")
     grids = _pictures(folder, "samples/*.png")
@@ -196,21 +127,8 @@ def _without_nulls(value):
 
 
 def _check(value, form, folder: Path, file: str, where: str = "") -> None:
-    """Compares a value with a form of the kind of [`METRICS`]; keys that the form does not name may hold anything."""
-    kind = type(form) if isinstance(form, dict | list) else form
-    allowed = (int, float) if kind is float else kind
-    if not isinstance(value, allowed) or (isinstance(value, bool) and kind is not bool):
-        wanted = {dict: "an object", list: "a list", str: "a text", bool: "true or false"}.get(kind, "a number")
-        raise _damaged(folder, file, f"{where} is {value!r}; it must be {'an integer' if kind is int else wanted}")
-    if kind is float and not math.isfinite(value):
-        raise _damaged(folder, file, f"{where} is {value!r}, which is no finite number")
-    if kind is dict:
-        for key, inner in form.items():
-            if key in value:
-                _check(value[key], inner, folder, file, f"{where}.{key}" if where else key)
-    elif kind is list:
-        for number, entry in enumerate(value):
-            _check(entry, form[0], folder, file, f"{where}[{number}]")
+    if fault := form_fault(value, form, where):
+        raise _damaged(folder, file, fault)
 
 
 def _weights(folder: Path) -> tuple[int, str]:

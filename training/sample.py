@@ -18,40 +18,23 @@ once. (`accelerate launch` turns every failure into 1 and adds a traceback of it
 
 import argparse
 import contextlib
-import os
-import signal
 import sys
-import threading
 import time
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+from launched_script import check_same_everywhere, from_main_process, in_turns, one_line, run_script, wait_for_all
 from sample_options import parse_options
 from train_config import UserError
 
-FAILED, MISTAKE = 1, 2
-
 
 def main(argv: list[str]) -> int:
-    end_on_signals()
-    try:
-        options = parse_options(argv)
-        with warnings.catch_warnings():
-            warnings.showwarning = show_warning
-            warnings.simplefilter("ignore", FutureWarning)  # one library to another
-            return run(options)
-    except UserError as error:
-        if "--debug" in argv:
-            raise
-        if speaks_for_its_machine():
-            print(f"sample.py: error: {error}", file=sys.stderr)
-        return MISTAKE
-    except Exception as error:
-        if "--debug" in argv:
-            raise
-        print(f"sample.py: error: {one_line(error)}", file=sys.stderr)
-        return FAILED
+    return run_script(
+        "sample.py",
+        argv,
+        lambda: run(parse_options(argv)),
+        "the images that are written stay, and the same command goes on.",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -91,40 +74,20 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def check_same_everywhere(settings: dict) -> None:
-    """Whether all processes have the same model, libraries and options: on several machines they may not.
-
-    Raises:
-        RuntimeError: naming what differs.
-    """
-    from accelerate.utils import gather_object
-
-    for other in gather_object([settings]):
-        if names := [name for name in settings if settings[name] != other[name]]:
-            raise RuntimeError(f"the processes of this run differ in {', '.join(names)}; all must have the same.")
-
-
 def claim(options: argparse.Namespace, settings: dict, state, held: contextlib.ExitStack) -> list[int]:
     """Takes the output folder for this run, and gives the numbers of the missing images, the same ones in all processes.
 
     Raises:
         UserError: in all processes, if the folder cannot be had.
     """
-    from accelerate.utils import broadcast_object_list
     from sample_files import claimed_folder, stored_numbers
 
-    outcome = [None]
-    if state.is_main_process:
-        try:
-            images = held.enter_context(claimed_folder(options.output_dir, settings))
-            there = set(stored_numbers(images, options.format))
-            outcome = [[number for number in range(options.num_images) if number not in there]]
-        except UserError as error:
-            outcome = [error]
-    broadcast_object_list(outcome)
-    if isinstance(outcome[0], UserError):
-        raise outcome[0]
-    return outcome[0]
+    def missing() -> list[int]:
+        images = held.enter_context(claimed_folder(options.output_dir, settings))
+        there = set(stored_numbers(images, options.format))
+        return [number for number in range(options.num_images) if number not in there]
+
+    return from_main_process(state, missing)
 
 
 def progress(options: argparse.Namespace, missing: list[int], state) -> Iterator[list[int]]:
@@ -134,14 +97,9 @@ def progress(options: argparse.Namespace, missing: list[int], state) -> Iterator
     batches: dict[int, list[int]] = {}
     for number in missing:
         batches.setdefault(number // options.batch_size, []).append(number)
-    work, rank, ranks = list(batches.values()), state.process_index, state.num_processes
     done = options.num_images - len(missing)
     with tqdm(total=options.num_images, initial=done, unit=" images", disable=not state.is_main_process) as bar:
-        for first in range(0, len(work), ranks):
-            together = work[first : first + ranks]  # the others are about as far
-            if rank < len(together):
-                yield together[rank]
-            bar.update(sum(map(len, together)))
+        yield from in_turns(list(batches.values()), state, bar)
 
 
 def draw(options: argparse.Namespace, pipeline, labels: list[int] | None, numbers: list[int]) -> None:
@@ -156,66 +114,11 @@ def draw(options: argparse.Namespace, pipeline, labels: list[int] | None, number
     write_images(images_folder(options.output_dir), options.format, {n: drawn[n - start] for n in numbers})
 
 
-def wait_for_all(state) -> None:
-    """Waits until all processes are here.
-
-    Raises:
-        RuntimeError: if one of them has ended.
-    """
-    try:
-        state.wait_for_everyone()
-    except RuntimeError as error:
-        raise RuntimeError("another process of this run has ended; the same command goes on.") from error
-
-
 def summary(options: argparse.Namespace, images: Path, drawn: int, seconds: float) -> str:
     if not drawn:
         return f"{images} holds these {options.num_images:,} images; nothing was left to draw."
     rate = f"{drawn:,} of them drawn now in {seconds:,.1f} s, {drawn / seconds:,.1f} images/s"
     return f"{images} holds {options.num_images:,} images, {rate}."
-
-
-# --- What is said, and where it ends -----------------------------------------------------------------------------------
-
-
-def end_on_signals() -> None:
-    """On SIGTERM and Ctrl-C the process ends at once, with 143 or 130, also while it computes or waits for others.
-
-    A handler in Python would run when the current call of torch returns, and not at all while another process is waited
-    for; a thread hears of the signal in time. No file is in a state that the end could harm.
-    """
-    heard, told = os.pipe()
-    os.set_blocking(told, False)
-
-    def listen() -> None:
-        while (number := os.read(heard, 1)[0]) not in (signal.SIGINT, signal.SIGTERM):
-            pass
-        if speaks_for_its_machine():
-            os.write(2, b"\nsample.py: stopped; the images that are written stay, and the same command goes on.\n")
-        os._exit(128 + number)
-
-    threading.Thread(target=listen, daemon=True).start()
-    signal.set_wakeup_fd(told, warn_on_full_buffer=False)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: None)
-
-
-def speaks_for_its_machine() -> bool:
-    """Whether this process tells what all processes of a machine find alike."""
-    return os.environ.get("LOCAL_RANK", "0") == "0"
-
-
-def show_warning(message, category, filename, lineno, file=None, line=None) -> None:
-    if speaks_for_its_machine():
-        print(f"sample.py: warning: {one_line(message)}", file=sys.stderr)
-
-
-def one_line(error: Warning | Exception) -> str:
-    """What a refusal says; of a failure that nobody foresaw also its kind, and how to see where it was."""
-    text = " ".join(str(error).split())
-    if text and isinstance(error, Warning | OSError | ValueError | RuntimeError):
-        return text
-    return f"{type(error).__name__}: {text} (--debug shows where)"
 
 
 if __name__ == "__main__":

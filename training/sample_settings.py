@@ -33,10 +33,15 @@ def check_options(options: argparse.Namespace, device: torch.device) -> torch.dt
         ValueError: naming the option, its value and what is allowed.
     """
     check_integer("num_images", options.num_images, 1, float("inf"))
-    check_integer("batch_size", options.batch_size, 1, float("inf"))
-    check_choice("mixed_precision", options.mixed_precision, tuple(DTYPES))
     if options.format is not None:
         check_choice("format", options.format, FORMATS)
+    return check_model_options(options, device)
+
+
+def check_model_options(options: argparse.Namespace, device: torch.device) -> torch.dtype:
+    """[`check_options`], of what is said of the model and its precision."""
+    check_integer("batch_size", options.batch_size, 1, float("inf"))
+    check_choice("mixed_precision", options.mixed_precision, tuple(DTYPES))
     asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if asked not in ("no", options.mixed_precision):
         raise ValueError(
@@ -98,12 +103,9 @@ def settings_of(options: argparse.Namespace, pipeline: DDPMHubPipeline, labels: 
     scheduler = pipeline.scheduler.variant(timestep_spacing=options.timestep_spacing)
     sampler = make_sampler(scheduler, chosen.sampler, chosen.num_inference_steps, chosen.eta)
     resolved = {"num_inference_steps": len(sampler.timesteps), "eta": getattr(sampler, "eta", None)}
-    is_local = Path(options.model).is_dir()
-    folder = Path(options.model) if is_local else _cached(options.model, options.revision)
     return {
         "model": options.model,
-        "commit": None if is_local else folder.name,
-        "sha256": {name: _sha256(folder / name) for name in _deciding_files(folder)},
+        **identity(options.model, options.revision),
         "batch_size": options.batch_size,
         "seed": options.seed,
         "class_labels": labels,
@@ -113,6 +115,16 @@ def settings_of(options: argparse.Namespace, pipeline: DDPMHubPipeline, labels: 
         "device": pipeline.device.type,
         "format": options.format,
         "versions": {module.__name__: module.__version__ for module in (ddpm_hub, diffusers, torch)},
+    }
+
+
+def identity(model: str, revision: str | None) -> dict:
+    """Which model it is: the `commit` of a repository that was just loaded, and the `sha256` of the files that decide."""
+    is_local = Path(model).is_dir()
+    folder = Path(model) if is_local else _cached(model, revision)
+    return {
+        "commit": None if is_local else folder.name,
+        "sha256": {name: _sha256(folder / name) for name in _deciding_files(folder)},
     }
 
 

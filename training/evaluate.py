@@ -1,0 +1,185 @@
+"""Says how good a model is, in numbers that can be trusted, and writes them into its card.
+
+    accelerate launch training/evaluate.py --model outputs/digits
+    accelerate launch training/evaluate.py --model USER/NAME --dataset FOLDER_OR_ID --output_dir outputs/judged
+    python training/evaluate.py --help                            every option
+
+Bits per dimension by the full variational bound, for every variance; FID, KID, precision, recall, density and coverage of
+samples, between those of real images and of noise; copies of training images; class fidelity; calibration of the network;
+quality by steps and by guidance. Subsets by default, with the time that they and the full run (--full) take printed first.
+
+The folder gets metrics.json (docs/EVALUATION.md says what its keys mean), evaluation.md, plots/*.png and, where it is a
+model's, a new README.md; `evaluation/` in it holds the pieces that are done, from which the same command goes on after a
+crash, a kill or Ctrl-C, and may be removed. The processes share the pieces, and the figures are of all of them together: with
+one process or many they are the same to the last digit (on equal devices; on a CPU with as many threads per process).
+
+Exit status: 0 done; 1 it failed; 2 a mistake in what was given; 130 (Ctrl-C) or 143 (SIGTERM) stopped at once.
+"""
+
+import argparse
+import fcntl
+import os
+import sys
+from pathlib import Path
+
+from evaluation.options import FULL, parse_options
+from launched_script import check_same_everywhere, from_main_process, one_line, run_script, wait_for_all
+from train_config import UserError
+
+
+def main(argv: list[str]) -> int:
+    return run_script(
+        "evaluate.py", argv, lambda: run(parse_options(argv)), "what is done stays, and the same command goes on."
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Prepares everything that may be refused, then measures. Heavy imports wait until here: --help is quick."""
+    from accelerate import PartialState
+    from accelerate.utils import parse_flag_from_env
+    from evaluation.report import read_metrics, summary, write_report
+
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+    context, output = prepare(options, state)
+    check_same_everywhere({**context.identity, **context.facts, "data": context.held.data.fingerprint})
+    descriptor = from_main_process(state, lambda: claim(output))
+    from_main_process(state, lambda: read_metrics(output, context.identity) and None)
+    if state.is_main_process:
+        print(f"{output}: {', '.join(context.parts)}.", flush=True)
+    tell_time(context)
+    bound, samples, tables = measure(context)
+    if state.is_main_process:
+        metrics = write_report(context, output, bound, samples, tables)
+        card = write_card_of(options, output)
+        print(f"{summary(metrics)}\n{output / 'evaluation.md'}, metrics.json and plots/ have all of it{card}.")
+        os.close(descriptor)
+    wait_for_all(state)
+    state.destroy_process_group()
+    return 0
+
+
+def prepare(options: argparse.Namespace, state):
+    """The model and the data, checked, and the output folder.
+
+    Raises:
+        UserError: naming what cannot be.
+    """
+    from evaluation.context import Context, read_data, work_folder
+    from evaluation.work import Work
+    from sample_settings import check_model_options, identity
+
+    from ddpm_hub import DDPMHubPipeline
+
+    try:
+        dtype = check_model_options(options, state.device)
+        check_numbers(options)
+        hub = {} if options.revision is None else {"revision": options.revision}
+        pipeline = DDPMHubPipeline.from_pretrained(options.model, torch_dtype=dtype, **hub).to(state.device)
+        pipeline.set_progress_bar_config(disable=True)
+        which = identity(options.model, options.revision)
+    except (OSError, ValueError) as error:
+        raise UserError(one_line(error)) from error
+    is_local = Path(options.model).is_dir()
+    output = Path(options.output_dir or (options.model if is_local else Path("outputs") / Path(options.model).name))
+    output = output.expanduser()
+    held, train = read_data(options, pipeline, state)
+    context = Context(options, pipeline, which, held, train, Work(work_folder(output), state), state)
+    try:
+        if set(context.parts) - {"bound"}:
+            context.settings, context.extractor  # noqa: B018
+        if "steps" in context.parts:
+            from evaluation.measure import steps_settings
+
+            steps_settings(context)
+        if "guidance" in context.parts:
+            from evaluation.measure import guidance_settings
+
+            guidance_settings(context)
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(one_line(error)) from error
+    return context, output
+
+
+def check_numbers(options: argparse.Namespace) -> None:
+    """What numbers may be, before anything is loaded; `--full` takes the place of the subsets.
+
+    Raises:
+        ValueError: naming the option, its value and what is allowed.
+    """
+    from ddpm_hub.ddpm_argument_checks import check_integer
+
+    if options.full:
+        for name, value in FULL.items():
+            setattr(options, name, value)
+    smallest = {"num_samples": 4, "study_samples": 4, "bound_images": 1, "reference_images": 4, "neighbors": 1, "padding": 0,
+                "analytic_images": 0, "seed": 0, "timesteps_per_image": 1}  # fmt: skip
+    for name, least in smallest.items():
+        if getattr(options, name) is not None:
+            check_integer(name, getattr(options, name), least, float("inf"))
+    if options.float64 and options.mixed_precision != "no":
+        raise ValueError(
+            f"`float64` contradicts `mixed_precision` = {options.mixed_precision!r}; leave one of them out."
+        )
+
+
+def claim(output: Path) -> int:
+    """Takes the output folder for this run; ends with the process at the latest.
+
+    Raises:
+        UserError: if another run evaluates there, or nothing can be written.
+    """
+    from durable_files import lock
+    from evaluation.context import work_folder
+
+    try:
+        folder = work_folder(output)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".written").write_text("", encoding="utf-8")
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise UserError(
+            f"`--output_dir` is {str(output)!r}, which cannot be written: {error.strerror}. Choose another folder."
+        ) from error
+    if not lock(descriptor, fcntl.LOCK_EX):
+        raise UserError(
+            f"`--output_dir` is {str(output)!r}, where another evaluation runs; wait for its end, or stop it."
+        )
+    return descriptor
+
+
+def tell_time(context) -> None:
+    """Prints what the run will take, and the full one, by a timed call of the network and of the extractor."""
+    from evaluation.plan import estimate
+
+    if context.is_main:
+        print(estimate(context), flush=True)
+    context.state.wait_for_everyone()
+
+
+def measure(context):
+    """All parts, one after another, in all processes."""
+    from evaluation.measure import guidance_settings, measure_bound, measure_samples, measure_table, steps_settings
+
+    bound = measure_bound(context) if "bound" in context.parts else None
+    samples = measure_samples(context) if "samples" in context.parts else None
+    tables = {}
+    for part, settings in (("steps", steps_settings), ("guidance", guidance_settings)):
+        if part in context.parts:
+            tables[f"quality_by_{part}"] = measure_table(context, part, settings(context))
+    return bound, samples, tables
+
+
+def write_card_of(options: argparse.Namespace, output: Path) -> str:
+    """Puts the figures into the card of the folder, where it is the model's."""
+    from ddpm_hub.model_card import write_card
+
+    if not (output / "model_index.json").is_file():
+        return ""
+    write_card(output)
+    return ", and so has the card, README.md"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,130 @@
+"""What is evaluated and with what: the model, the real images, the judge of samples, and the processes that share the work."""
+
+import argparse
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import diffusers
+import torch
+from pixel_cache import cache_folder
+from train_config import UserError
+
+import ddpm_hub
+from ddpm_hub import DDPMHubPipeline
+from evaluation.extractors import make_extractor
+from evaluation.options import PARTS, data_config, train_split
+from evaluation.real_images import RealImages, read_images
+from evaluation.reference import reference_features
+from evaluation.samples import Drawing, Settings, resolve
+from evaluation.work import Work
+
+
+@dataclass(frozen=True)
+class Context:
+    """Attributes:
+    options (`argparse.Namespace`): of the command line, checked.
+    pipeline (`DDPMHubPipeline`): on its device.
+    identity (`dict`): the model's hashes.
+    held, train (`RealImages`): real images that were not trained on, and those that were.
+    work (`Work`): the stages.
+    state (`accelerate.PartialState`): the processes.
+    """
+
+    options: argparse.Namespace
+    pipeline: DDPMHubPipeline
+    identity: dict
+    held: RealImages
+    train: RealImages
+    work: Work
+    state: object
+
+    @property
+    def is_main(self) -> bool:
+        return self.state.is_main_process
+
+    @property
+    def facts(self) -> dict:
+        """What every stage depends on."""
+        return {
+            "model": self.identity["sha256"], "dtype": str(self.pipeline.unet.dtype), "device": self.state.device.type,
+            "versions": {module.__name__: module.__version__ for module in (ddpm_hub, diffusers, torch)},
+        }  # fmt: skip
+
+    @cached_property
+    def parts(self) -> tuple[str, ...]:
+        """What is measured, in order."""
+        asked = self.options.parts
+        if self.pipeline.num_classes is None:
+            if asked and "guidance" in asked:
+                raise UserError(
+                    "`--parts` names guidance, but the model knows no classes, so there is none to guide to."
+                )
+            return tuple(part for part in PARTS if part in (asked or PARTS) and part != "guidance")
+        return tuple(part for part in PARTS if part in (asked or PARTS))
+
+    @cached_property
+    def settings(self) -> Settings:
+        """How samples are drawn where no table says otherwise."""
+        names = ("sampler", "num_inference_steps", "eta", "guidance_scale")
+        return self.resolve(**{name: getattr(self.options, name) for name in names})
+
+    def resolve(self, **given) -> Settings:
+        return resolve(self.pipeline, self.train.data.labels, **given)
+
+    @cached_property
+    def extractor(self):
+        options = self.options
+        with self.state.main_process_first():  # which downloads what is missing
+            return make_extractor(
+                options.extractor, self.train.image_shape, self.state.device, options.extractor_weights
+            )
+
+    @cached_property
+    def train_features(self) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        return self._features(self.train)
+
+    @cached_property
+    def held_features(self) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        return self._features(self.held)
+
+    def _features(self, images: RealImages) -> tuple[torch.Tensor, torch.Tensor | None]:
+        options = self.options
+        cache = cache_folder(data_config(options, images.split))
+        return reference_features(
+            images, self.extractor, options.reference_images, options.batch_size, cache, self.work
+        )
+
+    def drawing(self, count: int) -> Drawing:
+        """What draws so many samples, of the classes of the training images in their proportions."""
+        labels = None if self.pipeline.num_classes is None else self.train.classes_of(count)
+        options = self.options
+        return Drawing(
+            self.pipeline, self.extractor, labels, count, options.batch_size, options.seed, options.padding, self.facts
+        )
+
+
+def read_data(options: argparse.Namespace, pipeline: DDPMHubPipeline, state) -> tuple[RealImages, RealImages]:
+    """The images that were not trained on, and those that were.
+
+    Raises:
+        UserError: for data that cannot be read or do not fit the model, or if both are the same.
+    """
+    shape = (pipeline.unet.config.in_channels, *pipeline.image_size)
+    split = train_split(options)
+    if split == options.split:
+        raise UserError(
+            f"`--split` is {options.split!r}, which the model was trained on: figures of it would say nothing of other images. "
+            f"Name a split that was held out, like 'test' or 'train[90%:]' of a model that was trained on 'train[:90%]'."
+        )
+    with state.main_process_first():
+        held, train = (
+            read_images(data_config(options, name), options.padding, shape, pipeline.num_classes)
+            for name in (options.split, split)
+        )
+    return held, train
+
+
+def work_folder(output: Path) -> Path:
+    """Where the stages' results are kept."""
+    return output / "evaluation"
