@@ -14,6 +14,11 @@ def plain(text: str) -> str:
     return escaped.replace("\0", "&#92;").replace("|", "&#124;").replace("$", "&#36;")
 
 
+def code(text: str) -> str:
+    """A name in the typeface of code; as [`plain`] text if anything else than names are made of is in it."""
+    return f"`{text}`" if re.fullmatch(r"[\w.+-]+", text, re.ASCII) else plain(text)
+
+
 def number(value: float) -> str:
     """An integer with its thousands apart; at most six digits of anything else."""
     return f"{value:,}" if isinstance(value, int) else f"{value:.6g}"

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from .card_text import machine, number, plain, table
+from .card_text import code, machine, number, plain, table
 from .model_folder import ModelFolder
 
 
@@ -22,14 +22,14 @@ class Section(NamedTuple):
 def value_and_reference(entry: dict) -> str:
     value = with_error(entry["value"], entry.get("standard_error"))
     compared = [entry.get(key, {}) for key in ("reference", "worst")]
-    said = [f"{plain(each['name'])}: {number(each['value'])}" for each in compared if {"name", "value"} <= each.keys()]
+    said = [f"{plain(each['name'])}: {_figure(each, 'value')}" for each in compared if {"name", "value"} <= each.keys()]
     return f"{value} ({'; '.join(said)})" if said else value
 
 
 def with_error(value: float, error: float | None) -> str:
     """A value ± its standard error, with two digits of that."""
     if not error or not math.isfinite(error):
-        return number(value)
+        return _figure({"value": value}, "value")
     digits = max(0, 1 - math.floor(math.log10(error)))
     return f"{value:,.{digits}f} ± {error:.{digits}f}"
 
@@ -50,7 +50,7 @@ def evaluation_table(metrics: dict) -> str:
             "First seed": [str(entry.get("seed", "")) for entry in entries],
             "Judged by": [plain(entry.get("extractor", "")) for entry in entries],
             "SHA-256": [
-                f"`{plain(entry['extractor_sha256'][:12])}`" if "extractor_sha256" in entry else "" for entry in entries
+                code(entry["extractor_sha256"][:12]) if "extractor_sha256" in entry else "" for entry in entries
             ],
             "Resized": [plain(entry.get("resize", "")) for entry in entries],
             "Real images": [_split(entry) for entry in entries],
@@ -71,8 +71,8 @@ def sampling_quality(model: ModelFolder) -> dict | None:
     chosen = (own.get("sampler"), own.get("num_inference_steps"))
     columns: dict[str, list[str]] = {"Sampler": [], "Variance": []} | {f"{n} steps": [] for n in steps}
     for sampler, variance in kinds:
-        columns["Sampler"].append(f"`{sampler}`")
-        columns["Variance"].append("" if variance == "none" else f"`{variance}`")
+        columns["Sampler"].append(code(sampler))
+        columns["Variance"].append("" if variance == "none" else code(variance))
         for n in steps:
             text = cells.get((sampler, variance, n), "")
             is_own = (sampler, n) == chosen and variance in ("none", model.scheduler.get("variance_type"))
@@ -94,7 +94,7 @@ def drawn_with(drawn: dict) -> str:
     sampler = drawn.get("sampler", "ddpm")
     count = drawn.get("num_inference_steps")
     parts = [] if count is None else [f"{number(count)} step{'s' if count > 1 else ''}"]
-    parts += [f"`{sampler}`"] if sampler != "ddpm" else []
+    parts += [code(sampler)] if sampler != "ddpm" else []
     parts += [f"η = {number(drawn['eta'])}"] if drawn.get("eta", 1) != 1 and sampler == "ddpm" else []
     parts += [f"guidance {number(drawn['guidance_scale'])}"] if drawn.get("guidance_scale", 1) != 1 else []
     return ", ".join(parts) or "all steps"
@@ -142,12 +142,9 @@ def evaluation_sections(metrics: dict) -> list[Section]:
 
 def evaluation_markdown(metrics: dict) -> str:
     """The whole evaluation as a document."""
-    parts = ["# Evaluation", evaluation_table(metrics)]
-    parts += [
-        f"- **{plain(e['name'])}**: {plain(e['description'])}"
-        for e in metrics.get("evaluation", [])
-        if "description" in e
-    ]
+    described = [e for e in metrics.get("evaluation", []) if "description" in e]
+    meanings = "\n".join(f"- **{plain(e['name'])}**: {plain(e['description'])}" for e in described)
+    parts = ["# Evaluation", evaluation_table(metrics), meanings]
     for section in evaluation_sections(metrics):
         parts += [f"## {section.title}", section.text, section.table]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -164,7 +161,7 @@ def _bound(metrics: dict) -> Section | None:
         return next((_figure(p, "value") for p in row.get("parts", []) if (p.get("from"), p.get("to")) == span), "")
 
     columns = {
-        "Variance": lambda row: f"`{plain(row.get('variance_type', ''))}`",
+        "Variance": lambda row: code(row.get("variance_type", "")),
         "Bits/dim": lambda row: with_error(row["value"], row.get("standard_error")),
         "L_T": lambda row: _figure(row, "prior"),
         "L_0 (t = 1)": lambda row: _figure(row, "decoder"),
@@ -230,7 +227,7 @@ def _classes(metrics: dict) -> Section | None:
 
 def _steps(metrics: dict) -> Section | None:
     found = metrics.get("quality_by_steps", {})
-    columns = {"Sampler": lambda row: f"`{plain(row.get('sampler', ''))}`", "Steps": lambda row: _figure(row, "num_inference_steps"),
+    columns = {"Sampler": lambda row: code(row.get("sampler", "")), "Steps": lambda row: _figure(row, "num_inference_steps"),
                **_DISTANCES}  # fmt: skip
     return _section("Quality by steps", _judged(found), columns, found.get("rows", []))
 
@@ -285,7 +282,7 @@ def _judged(found: dict, drawn: str = "") -> str:
         _of(found, "seed", "seeds from {}"),
         _of(found, "against", "against {}") + _of(found, "num_reference", " ({} images)"),
         f"features of {plain(found['extractor'])}" if "extractor" in found else "",
-        f"SHA-256 `{plain(found['extractor_sha256'][:12])}`" if "extractor_sha256" in found else "",
+        f"SHA-256 {code(found['extractor_sha256'][:12])}" if "extractor_sha256" in found else "",
         f"resizing: {plain(found['resize'])}" if "resize" in found else "",
         _of(found, "k", "k = {} neighbours"),
     ]

@@ -209,3 +209,10 @@ def form_fault(value, form, where: str = "") -> str | None:
     elif kind is list:
         inner = [(entry, form[0], f"{where}[{number}]") for number, entry in enumerate(value)]
     return next((fault for each in inner if (fault := form_fault(*each)) is not None), None)
+
+
+def without_nulls(value):
+    """The same without the keys whose value is null: what was not measured."""
+    if isinstance(value, dict):
+        return {key: without_nulls(inner) for key, inner in value.items() if inner is not None}
+    return [without_nulls(inner) for inner in value] if isinstance(value, list) else value

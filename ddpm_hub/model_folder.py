@@ -12,7 +12,7 @@ from pathlib import Path, PureWindowsPath
 
 import yaml
 
-from .metrics_file import form_fault, metrics_fault
+from .metrics_file import form_fault, metrics_fault, without_nulls
 
 _SAMPLING = {"sampler": str, "num_inference_steps": int, "eta": float, "guidance_scale": float}
 _CONFIG = {
@@ -117,13 +117,7 @@ def _read(folder: Path, file: str) -> dict:
         raise _damaged(folder, file, "it holds no `key: value` pairs")
     if wrong := [key for key in content if not isinstance(key, str)]:
         raise _damaged(folder, file, f"its key {wrong[0]!r} is no text")
-    return _without_nulls(content)
-
-
-def _without_nulls(value):
-    if isinstance(value, dict):
-        return {key: _without_nulls(inner) for key, inner in value.items() if inner is not None}
-    return [_without_nulls(inner) for inner in value] if isinstance(value, list) else value
+    return without_nulls(content)
 
 
 def _check(value, form, folder: Path, file: str, where: str = "") -> None:

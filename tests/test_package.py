@@ -100,10 +100,16 @@ ALLOWED = {
     },
     "trajectory_pictures": {".ddpm_argument_checks", ".ddpm_equations", ".ddpm_trajectories", "PIL", "torch"},
     "shared_files": set(),
-    "model_folder": {"safetensors", "yaml"},
+    "domain_classifier": {".ddpm_equations", "safetensors", "torch"},
+    "metrics_file": set(),
+    "model_folder": {".metrics_file", "safetensors", "yaml"},
+    "card_text": set(),
+    "evaluation_tables": {".card_text", ".model_folder"},
     "model_card": {
+        ".card_text",
         ".ddpm_noise_schedules",
         ".ddpm_fast_solvers",
+        ".evaluation_tables",
         ".model_folder",
         ".scheduling_ddpm_hub",
         ".shared_files",
@@ -251,4 +257,4 @@ def test_the_top_level_is_as_agreed():
 
 def test_no_module_is_named_like_a_dependency():
     names = {path.stem for folder in ("training", "space") for path in Path(REPOSITORY / folder).glob("*.py")}
-    assert not names & {"datasets", "accelerate", "diffusers", "gradio", "torch", "evaluate", "utils"}
+    assert not names & {"datasets", "accelerate", "diffusers", "gradio", "torch", "transformers", "utils"}

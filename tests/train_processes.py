@@ -49,7 +49,7 @@ class TrainServer:
     def start(
         self, *arguments, script: str = "train", processes: int = 1, patch: str = "", **environment: str
     ) -> "Run":
-        """Starts train.py or `sample`; `patch` is executed first in each of its processes, which together make one run."""
+        """Starts train.py, `sample` or `evaluate`; `patch` is executed first in each of its processes, which together make one run."""
         together = {}
         if processes > 1:
             with socket.socket() as server:
@@ -117,6 +117,8 @@ def serve() -> None:
     import accelerate  # noqa: F401
     import datasets  # noqa: F401
     import diffusers  # noqa: F401
+    import evaluate
+    import evaluation.report  # noqa: F401
     import hub_push  # noqa: F401
     import matplotlib.backends.backend_agg
     import matplotlib.figure  # noqa: F401
@@ -137,7 +139,7 @@ def serve() -> None:
         pid = os.fork()
         if pid == 0:
             _become(command)
-            _exit_as({"train": train, "sample": sample}[command["script"]].main, command)
+            _exit_as({"train": train, "sample": sample, "evaluate": evaluate}[command["script"]].main, command)
         print(json.dumps(pid), flush=True)
 
 

@@ -86,7 +86,8 @@ def prepare(options: argparse.Namespace, state):
     context = Context(options, pipeline, which, held, train, Work(work_folder(output), state), state)
     try:
         if set(context.parts) - {"bound"}:
-            context.settings, context.extractor  # noqa: B018
+            context.settings  # noqa: B018
+            check_counts(context)
         if "steps" in context.parts:
             from evaluation.measure import steps_settings
 
@@ -122,6 +123,33 @@ def check_numbers(options: argparse.Namespace) -> None:
         raise ValueError(
             f"`float64` contradicts `mixed_precision` = {options.mixed_precision!r}; leave one of them out."
         )
+
+
+def check_counts(context) -> None:
+    """Whether there are images enough for every figure of samples, before any is drawn.
+
+    Raises:
+        UserError: naming the option, and how many it takes.
+    """
+    from evaluation.distances import KID_BLOCKS
+
+    options, features = context.options, context.extractor.num_features
+    least = max(2 * KID_BLOCKS, options.neighbors + 1, 0 if options.no_fid else features + 1)
+    counts = {"--num_samples": options.num_samples} if "samples" in context.parts else {}
+    counts |= {"--study_samples": options.study_samples} if {"steps", "guidance"} & set(context.parts) else {}
+    for option, images in (("--train_split", context.train), ("--split", context.held)):
+        counts[f"{option} {images.split}"] = min(len(images), options.reference_images or len(images))
+    for option, count in counts.items():
+        if count < least:
+            why = f"the covariance of {features} features" if least == features + 1 else "its distances"
+            remedy = (
+                ", take an --extractor with fewer features, or leave FID out with --no_fid"
+                if least == features + 1
+                else ""
+            )
+            raise UserError(
+                f"`{option}` has {count} images, too few for {why}: there must be {least}. Take more{remedy}."
+            )
 
 
 def claim(output: Path) -> int:

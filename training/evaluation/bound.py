@@ -339,7 +339,7 @@ def bound_figures(
 
 @dataclass(frozen=True)
 class Calibration:
-    """How right ε_θ is, in bins of t of equal width.
+    """How right ε_θ is, in bins of t of equal width; a figure of a bin in which no t was drawn is NaN.
 
     Attributes:
         loss (`list[float]`): the mean of (ε_θ − ε)².
@@ -361,7 +361,7 @@ def calibration(
     def added(values: torch.Tensor) -> torch.Tensor:
         return torch.zeros(BIAS_BINS, dtype=torch.float64).index_add_(0, place, values.double())
 
-    counts = added(torch.ones_like(loss)).clamp(min=1)
+    counts = added(torch.ones_like(loss))
     mean = bias.sum(0).flatten(1) / counts[:, None]
     return Calibration(
         (added(loss * weights) / added(weights)).tolist(),

@@ -70,7 +70,7 @@ class Context:
         return self.resolve(**{name: getattr(self.options, name) for name in names})
 
     def resolve(self, **given) -> Settings:
-        return resolve(self.pipeline, self.train.data.labels, **given)
+        return resolve(self.pipeline, None if self.pipeline.num_classes is None else self.train.data.labels, **given)
 
     @cached_property
     def extractor(self):

@@ -71,7 +71,7 @@ def draw_nearness(found: dict[str, tuple[Nearness, Nearness]], path: Path) -> No
 def draw_pairs(context: Context, result: SampleResult, near: tuple[Nearness, Nearness], path: Path) -> None:
     """The samples that are most like copies, above their nearest training images; beside them the same of unseen images."""
     train_rows = context.train.rows(context.options.reference_images)
-    figure, axes = _figure(11, 3.2, 2)
+    figure, axes = _figure(11, 2.3, 2)
     shown = ((axes[0], "samples", near[0], result.pixels), (axes[1], "unseen images", near[1], result.held_pixels))
     for axis, name, nearness, pixels in shown:
         rows = closest(nearness)
@@ -124,7 +124,7 @@ def _draw_table(
             axes[2].plot(values, [row["class_fidelity"] for row in rows], marker="o", markersize=4, label=name)
     if floor is not None:
         axes[0].axhline(1000 * floor["kid"], color="black", linewidth=0.8, linestyle=":", label="unseen real images")
-    axes[0].set(title="KID × 1000", yscale="symlog")
+    axes[0].set(title="KID × 1000 ± one standard error")
     axes[1].set(title="precision and recall", ylim=(0, 1.02))
     if has_classes:
         axes[2].set(title="class fidelity", ylim=(None, 1.02))

@@ -7,7 +7,7 @@ from durable_files import write_whole
 from train_config import UserError
 
 from ddpm_hub.evaluation_tables import evaluation_markdown
-from ddpm_hub.metrics_file import metrics_fault
+from ddpm_hub.metrics_file import metrics_fault, without_nulls
 from evaluation import plots
 from evaluation.context import Context
 from evaluation.measure import BoundResult, SampleResult
@@ -25,7 +25,7 @@ def read_metrics(output: Path, identity: dict) -> dict:
     if not path.exists():
         return {}
     try:
-        metrics = json.loads(path.read_text(encoding="utf-8"))
+        metrics = without_nulls(json.loads(path.read_text(encoding="utf-8")))
         fault = metrics_fault(metrics)
     except (OSError, ValueError) as error:
         fault = str(error)
@@ -51,7 +51,7 @@ def write_report(
     found = (bound.metrics if bound else {}) | (samples.metrics if samples else {}) | tables
     new = headlines(context, found)
     kept = [e for e in metrics.get("evaluation", []) if e["type"] not in {entry["type"] for entry in new}]
-    metrics |= {"model": {"sha256": context.identity["sha256"]}, "evaluation": [*new, *kept]} | found
+    metrics |= without_nulls({"model": {"sha256": context.identity["sha256"]}, "evaluation": [*new, *kept]} | found)
     if fault := metrics_fault(metrics):
         raise RuntimeError(f"a figure is no finite number: {fault}; nothing was written.")
     (output / PLOTS).mkdir(parents=True, exist_ok=True)
