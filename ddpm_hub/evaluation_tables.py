@@ -194,7 +194,7 @@ def _memorisation(metrics: dict) -> Section | None:
     columns = {
         "Compared in": lambda row: plain(row.get("space", "")),
         "As near as copies": lambda row: _percent(row, "share"),
-        "By chance": lambda row: f"{row['probability']:.2g}" if "probability" in row else "",
+        "By chance": lambda row: f"{row['probability']:.3g}" if "probability" in row else "",
         "Nearer than unseen": lambda row: _percent(row, "closeness"),
         "Median distance": lambda row: _figure(row, "median"),
         "Of unseen images": lambda row: _figure(row, "unseen_median"),

@@ -19,8 +19,8 @@ def filled(form, numbers, where=""):
         return {key: filled(inner, numbers, f"{where}.{key}") for key, inner in form.items()}
     if isinstance(form, list):
         return [filled(form[0], numbers, f"{where}[0]")]
-    number = next(numbers) / (1e6 if where.endswith(("standard_error", "spread")) else 1)
-    return {int: number, float: number / 1000, str: f"text{number}", bool: True}[form]
+    number, small = next(numbers), where.endswith(("standard_error", "spread"))
+    return {int: number, float: number / (1e9 if small else 1e3), str: f"text{number}", bool: True}[form]
 
 
 def metrics() -> dict:
