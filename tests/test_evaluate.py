@@ -13,6 +13,7 @@ import pytest
 import scipy.linalg
 import torch
 from conftest import make_pipeline, run_python
+from hub_server import HubServer
 from PIL import Image
 from safetensors.torch import load_file
 from train_processes import Result, TrainServer
@@ -312,6 +313,22 @@ class TestOtherModels:
         assert not any(each["is_flagged"] for each in metrics["memorisation"])
         rows = {(r["images"], r["against"]): r for r in metrics["quality"]["rows"]}
         assert rows["test", "train"]["fid"] < rows["samples", "train"]["fid"] < 0.2 * rows["noise", "train"]["fid"]
+
+
+def test_a_model_of_the_hub(judged, data, tmp_path):
+    """By its name, with the weights that the folder has: the same bound; the figures go to a folder, which is no model's."""
+    with HubServer() as hub:
+        hub.add_user("me")
+        environment = hub.environment(hub.add_token("me"), tmp_path / "home")
+        push = f"from ddpm_hub.hub import push_folder; push_folder({str(judged[0])!r}, 'me/three-digits')"
+        result = run_python("-c", push, **environment)
+        assert result.returncode == 0, result.stderr
+        arguments = ["--dataset", str(data), "--parts", "bound", *FEW, "--output_dir", str(tmp_path / "out")]
+        result = run_python("training/evaluate.py", "--model", "me/three-digits", *arguments, **environment)
+    assert result.returncode == 0, result.stderr
+    assert metrics_of(tmp_path / "out")["bound"] == metrics_of(judged[0])["bound"]
+    assert not (tmp_path / "out" / "README.md").exists()
+    assert (tmp_path / "out" / "evaluation.md").exists()
 
 
 class TestTheCacheOfFeatures:

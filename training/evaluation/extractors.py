@@ -7,6 +7,7 @@ image, which stand beside every figure.
 
 import hashlib
 import os
+import pickle
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,14 +73,18 @@ class InceptionExtractor:
         try:
             from torchmetrics.image.fid import NoTrainInceptionV3
 
-            self._network = NoTrainInceptionV3("inception-v3-compat", ["2048", "logits_unbiased"], weights)
-        except (ImportError, RuntimeError, OSError) as error:
+            # Without antialiasing, which is torchmetrics' default: published figures were made without.
+            layers = ["2048", "logits_unbiased"]
+            self._network = NoTrainInceptionV3("inception-v3-compat", layers, weights, antialias=False)
+        except (ImportError, RuntimeError, OSError, pickle.UnpicklingError) as error:
             # The package is missing or does not fit the torch that is there, or the weights cannot be downloaded.
             raise _unavailable("inception", "pip install 'ddpm_hub[inception]'", error) from error
         self._network.to(device)
         self._device = device
         self.facts = Facts(
-            "Inception-v3 (2015-12-05) of torch-fidelity", _hash_of(self._network), "299×299, as TensorFlow 1"
+            "Inception-v3 (2015-12-05) of torch-fidelity",
+            _hash_of(self._network),
+            "299×299, bilinear as in TensorFlow 1",
         )
 
     @torch.no_grad()

@@ -106,38 +106,34 @@ def draw_guidance(table: dict, quality: dict, path: Path) -> None:
 def _draw_table(
     table: dict, quality: dict, lines: dict, key: str, label: str, path: Path, logarithmic: bool = False
 ) -> None:
-    """KID with its standard error, precision and recall, and the class fidelity, over one of the settings."""
-    has_classes = "class_fidelity" in table["rows"][0]
-    figure, axes = _figure(11 if has_classes else 8, 3.8, 3 if has_classes else 2)
-    floor = next((row for row in quality.get("rows", []) if row["images"] not in ("samples", "noise")), None)
-    for name, rows in lines.items():
-        values = [row[key] for row in rows]
-        axes[0].errorbar(
-            values, [1000 * row["kid"] for row in rows], [1000 * row["kid_standard_error"] for row in rows],
-            marker="o", markersize=4, capsize=2, label=name,
-        )  # fmt: skip
-        (drawn,) = axes[1].plot(
-            values, [row["precision"] for row in rows], marker="o", markersize=4, label=f"{name}, precision"
-        )
-        axes[1].plot(values, [row["recall"] for row in rows], marker="s", markersize=4, linestyle="--", color=drawn.get_color(), label=f"{name}, recall")  # fmt: skip
-        if has_classes:
-            axes[2].plot(values, [row["class_fidelity"] for row in rows], marker="o", markersize=4, label=name)
-    if floor is not None:
-        axes[0].axhline(1000 * floor["kid"], color="black", linewidth=0.8, linestyle=":", label="unseen real images")
-    axes[0].set(title="KID × 1000 ± one standard error")
-    axes[1].set(title="precision and recall", ylim=(0, 1.02))
-    if has_classes:
-        axes[2].set(title="class fidelity", ylim=(None, 1.02))
-    for axis in axes:
-        if logarithmic:
-            axis.set_xscale("log")
-        ticks = sorted({row[key] for row in table["rows"]})
+    """FID, KID with its standard error, precision and recall, and the class fidelity, over one of the settings."""
+    rows = table["rows"]
+    panels = [name for name in ("fid", "kid", "precision", "class_fidelity") if name in rows[0]]
+    titles = {"fid": "FID", "kid": "KID × 1000 ± one standard error", "precision": "precision (—) and recall (- -)",
+              "class_fidelity": "class fidelity"}  # fmt: skip
+    figure, axes = _figure(3.6 * len(panels), 3.6, len(panels))
+    floor = next((row for row in quality.get("rows", []) if row["images"] not in ("samples", "noise")), {})
+    ticks = sorted({row[key] for row in rows})
+    for panel, axis in zip(panels, axes, strict=True):
+        scale = 1000 if panel == "kid" else 1
+        for name, some in lines.items():
+            values, found = [row[key] for row in some], [scale * row[panel] for row in some]
+            errors = [scale * row["kid_standard_error"] for row in some] if panel == "kid" else None
+            drawn = axis.errorbar(values, found, errors, marker="o", markersize=4, capsize=2, label=name)
+            if panel == "precision":
+                recall = [row["recall"] for row in some]
+                axis.plot(values, recall, marker="s", markersize=4, linestyle="--", color=drawn[0].get_color())
+        if panel in floor:
+            axis.axhline(scale * floor[panel], color="black", linewidth=0.8, linestyle=":", label="unseen real images")
+        if panel == "precision":
+            axis.set_ylim(0, 1.02)
+        axis.set(title=titles[panel], xlabel=label, xscale="log" if logarithmic else "linear")
         axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axis.minorticks_off()
-        axis.set_xlabel(label)
         axis.grid(alpha=0.3)
         axis.legend(fontsize=7)
-    figure.suptitle(f"{table['num_samples']:,} samples each, against {table['num_reference']:,} images of the split {table['against']}", fontsize=9)  # fmt: skip
+    compared = f"against {table['num_reference']:,} images of the split {table['against']}"
+    figure.suptitle(f"{table['num_samples']:,} samples each, {compared}", fontsize=9)
     figure.savefig(path, dpi=DPI)
 
 
