@@ -270,3 +270,23 @@ class TestCalibration:
                 )
         by_bin = torch.stack(losses).view(10, 2).mean(1)
         torch.testing.assert_close(torch.tensor(got.loss), by_bin, rtol=1e-5, atol=0)
+
+
+def test_the_bound_is_that_of_the_clipped_process():
+    """Sampling clips x̂_0 where the configuration says so; of a network that predicts x_0 itself, that is its answer, clipped."""
+    clipped = DDPMHubScheduler(num_train_timesteps=20, beta_end=0.3, prediction_type="sample")
+    unet, images = make_unet().double(), real_images(some_pixels(2))
+    with torch.no_grad():
+        unet.conv_out.bias += 1.1  # most of its answers are outside of [−1, 1]
+    plan = b.EveryTimestep(torch.arange(2), 20, 2)
+    found = run(b.Measured(unet, clipped, torch.float64), images, plan, b.make_bounds(clipped, 8, None))
+    x_0 = images.as_network_sees(torch.arange(2))[0].double()
+    for call, (rows, timesteps) in enumerate(plan.calls(0)):
+        noise = torch.randn(x_0.shape, generator=generator(3, "bound", 0, call)).double()
+        x_t = clipped.add_noise(x_0, noise, timesteps)
+        with torch.no_grad():
+            output = unet(x_t, timesteps, class_labels=images.data.labels[rows]).sample
+        assert (output > 1).double().mean() > 0.5
+        for row in range(2):
+            wanted = reference(clipped, x_0[row], x_t[row], call, output[row].clamp(-1, 1), 8)
+            assert found["terms"][2 * call + row, 0].item() == pytest.approx(wanted, rel=1e-6)

@@ -66,6 +66,24 @@ class TestKernelDistance:
         found = kernel_distance(torch.from_numpy(real), torch.from_numpy(fake))[0]
         assert found == pytest.approx(wanted, rel=1e-10)
 
+    def test_the_standard_error_is_the_jackknife_over_blocks(self):
+        """By its definition: the estimate again without one block of both sets, for each of them."""
+        real, fake = features(67), features(59, mean=0.3, seed=1)
+
+        def kernel(x, y):
+            return (x @ y.T / x.shape[1] + 1) ** 3
+
+        def estimate(x, y):
+            a, b, c = kernel(x, x), kernel(y, y), kernel(x, y)
+            n, m = len(x), len(y)
+            return (a.sum() - np.trace(a)) / (n * (n - 1)) + (b.sum() - np.trace(b)) / (m * (m - 1)) - 2 * c.mean()
+
+        blocks = [np.arange(len(each)) % KID_BLOCKS for each in (real, fake)]
+        x, y = real.double().numpy(), fake.double().numpy()
+        left_out = np.array([estimate(x[blocks[0] != k], y[blocks[1] != k]) for k in range(KID_BLOCKS)])
+        wanted = np.sqrt((KID_BLOCKS - 1) * left_out.var())
+        assert kernel_distance(real, fake)[1] == pytest.approx(wanted, rel=1e-9)
+
     @pytest.mark.parametrize(("mean", "low", "high"), [(0.5, 0.75, 1.3), (0.0, 0.9, 2.0)])
     def test_the_standard_error_is_what_other_draws_vary_by(self, mean, low, high):
         """Over 120 draws of both sets, whose spread is known to √(1/240) = 6 %; where the sets are alike it is too large.
