@@ -186,7 +186,7 @@ def _quality(metrics: dict) -> Section | None:
     score = found.get("inception_score", {})
     text = f"Samples beside unseen real images (the floor) and noise (the ceiling). {_judged(found, drawn_with(found))}"
     if {"value", "spread", "real"} <= score.keys():
-        text += f" Inception Score {with_error(score['value'], score['spread'])} (unseen real images: {number(score['real'])})."
+        text += f" Inception Score {with_error(score['value'], score['spread'])} over ten parts (real: {number(score['real'])})."
     return _section("Samples and real images", text, columns, found.get("rows", []))
 
 
@@ -194,6 +194,7 @@ def _memorisation(metrics: dict) -> Section | None:
     columns = {
         "Compared in": lambda row: plain(row.get("space", "")),
         "As near as copies": lambda row: _percent(row, "share"),
+        "Expected": lambda row: _percent(row, "expected"),
         "By chance": lambda row: f"{row['probability']:.3g}" if "probability" in row else "",
         "Nearer than unseen": lambda row: _percent(row, "closeness"),
         "Median distance": lambda row: _figure(row, "median"),
@@ -202,7 +203,7 @@ def _memorisation(metrics: dict) -> Section | None:
     }
     text = (
         "Samples' nearest training images beside those of unseen images. A sample is as near as a copy if its nearest training "
-        "image is closer, compared with the next 50, than that of all but 1 % of the unseen images; copies are reported from 3 % "
+        "image is not farther, compared with the next 50, than that of the nearest 1 % of unseen images; copies are reported from 3 % "
         "of the samples on, if chance makes that of samples like unseen images less often than once in a thousand."
     )
     return _section("Copies of training images", text, columns, metrics.get("memorisation", []))
@@ -298,7 +299,8 @@ def _of(found: dict, key: str, text: str) -> str:
 
 
 def _split(entry: dict) -> str:
-    return plain(entry.get("split", "")) + _of(entry, "num_reference", " ({})")
+    said = ", ".join(plain(entry[key]) for key in ("dataset", "split") if key in entry)
+    return said + _of(entry, "num_reference", " ({})")
 
 
 def _figure(row: dict, key: str) -> str:

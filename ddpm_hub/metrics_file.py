@@ -40,6 +40,13 @@ _TABLE = {
 # A type, a dictionary of what may be there, or a list of one form.
 METRICS = {
     "model": {"sha256": {}},  # of the files that the figures of evaluate.py are of
+    "data": {  # that it measured with
+        "dataset": str,
+        "split": str,
+        "fingerprint": str,
+        "train_split": str,
+        "train_fingerprint": str,
+    },
     "training": {
         "steps": int,
         "seconds": float,  # wall-clock, with all sample grids
@@ -65,6 +72,7 @@ METRICS = {
             "standard_error": float,
             **_DRAWN,
             **_JUDGED,  # the classifier or the network whose features are compared
+            "dataset": str,  # where it is not the training's
             "split": str,  # the real images that the value is of, or compares with
             "num_reference": int,  # how many of them
             "reference": {"name": str, "value": float},  # what the value is to be compared with
@@ -123,6 +131,7 @@ METRICS = {
             "num_unseen": int,
             "split": str,  # of the unseen images
             "share": float,  # of samples as near to a training image as the nearest 1 % of unseen images
+            "expected": float,  # of it on average if samples were like unseen images
             "limit": float,  # distance to the nearest over that to the next 50, which 1 % of the unseen images do not exceed
             "probability": float,  # of at least that share if samples were like unseen images
             "closeness": float,  # how often a sample is nearer than an unseen image; 0.5 where they are alike

@@ -111,16 +111,16 @@ def _metadata(model: ModelFolder, name: str, folder: Path) -> ModelCardData:
     results = [
         EvalResult(
             task_type=TASK,
-            dataset_type=dataset,
-            dataset_name=dataset,
-            dataset_split=model.config.get("split"),
+            dataset_type=entry.get("dataset", dataset),
+            dataset_name=entry.get("dataset", dataset),
+            dataset_split=entry.get("split", model.config.get("split")),
             metric_type=entry["type"],
             metric_name=entry["name"],
             metric_value=entry["value"],
             metric_args={key: entry[key] for key in arguments if key in entry} or None,
         )
         for entry in model.metrics.get("evaluation", [])
-        if "value" in entry and dataset  # the Hub takes no result without a data set
+        if "value" in entry and entry.get("dataset", dataset)  # the Hub takes no result without a data set
     ]
     return ModelCardData(
         library_name="diffusers",

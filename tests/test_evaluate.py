@@ -234,6 +234,19 @@ class TestProcessesAndKills:
         assert figures(folder) == figures(judged[0])
         assert all(path.stat().st_mtime_ns == changed for path, changed in kept.items())
 
+    def test_a_damaged_piece_is_computed_again(self, judged, data, tmp_path):
+        folder = tmp_path / "model"
+        shutil.copytree(judged[0], folder)
+        for number, path in enumerate(sorted((folder / "evaluation").glob("*/000000.safetensors"))):
+            content = bytearray(path.read_bytes())
+            content[-3] ^= 1
+            path.write_bytes(content if number else content[:50])
+        result = evaluate("--model", folder, "--dataset", data, *FEW)
+        assert result.returncode == 0, result.stderr
+        assert result.stderr.count(" is damaged (its hash differs); it is computed again.") == 7
+        assert result.stderr.count("is damaged (") == 8
+        assert figures(folder) == figures(judged[0])
+
     def test_another_run_in_the_same_folder_is_refused(self, data, tmp_path):
         import fcntl
 
@@ -257,6 +270,10 @@ class TestOtherModels:
         metrics = metrics_of(folder)
         assert not {"classes", "quality_by_guidance"} & metrics.keys()
         assert "quality_by_steps" in metrics
+        usual = ["--parts", "steps", "--sampler", "ddpm", "--batch_size", "90", "--study_samples", "90"]
+        result = evaluate("--model", folder, "--dataset", data, *usual)  # those of the default that 60 timesteps have
+        assert result.returncode == 0, result.stderr
+        assert [row["num_inference_steps"] for row in metrics_of(folder)["quality_by_steps"]["rows"]] == [5, 10, 20, 50]
         line = error_of(evaluate("--model", folder, "--dataset", data, *FEW, "--parts", "guidance"))
         assert "`--parts` names guidance, but the model knows no classes" in line
 
@@ -315,6 +332,27 @@ class TestOtherModels:
         assert rows["test", "train"]["fid"] < rows["samples", "train"]["fid"] < 0.2 * rows["noise", "train"]["fid"]
 
 
+def test_more_training_takes_the_old_figures_away(tmp_path):
+    """The weights change in place; what evaluate.py wrote of the old ones goes, and nothing else."""
+    arguments = [
+        "--config",
+        "training/configs/smoke.yaml",
+        "--lr_schedule",
+        "constant",
+        "--output_dir",
+        tmp_path / "run",
+    ]
+    assert SERVER.run(*arguments, "--max_train_steps", "4").returncode == 0
+    plots = tmp_path / "run" / "plots"
+    plots.mkdir()
+    for path in (tmp_path / "run" / "evaluation.md", plots / "bound.png", plots / "mine.png"):
+        path.write_text("old", encoding="utf-8")
+    result = SERVER.run(*arguments, "--max_train_steps", "6")
+    assert result.returncode == 0, result.stderr
+    assert sorted(path.name for path in plots.iterdir()) == ["mine.png"]
+    assert not (tmp_path / "run" / "evaluation.md").exists()
+
+
 def test_a_model_of_the_hub(judged, data, tmp_path):
     """By its name, with the weights that the folder has: the same bound; the figures go to a folder, which is no model's."""
     with HubServer() as hub:
@@ -343,9 +381,7 @@ class TestTheCacheOfFeatures:
         content[-1] ^= 1
         features[0].write_bytes(content)
         result = evaluate(*arguments)
-        assert (
-            f"The cache {features[0]} is damaged (its hash differs); the features are computed again." in result.stderr
-        )
+        assert f"{features[0]} is damaged (its hash differs); it is computed again." in result.stderr
         assert figures(folder) == before
         features[1].write_bytes(b"short")
         assert "is damaged (" in evaluate(*arguments).stderr
@@ -370,9 +406,11 @@ class TestMistakes:
             (["--extractor", "inception"], "--extractor domain, for images of the shapes digits (1, 8, 8)"),
             (["--extractor", "other"], "invalid choice: 'other'"),
             (["--num_samples", "0"], "`num_samples` is 0; it must be"),
-            (["--bound_images", "0"], "`bound_images` is 0"),
+            (["--bound_images", "1"], "`bound_images` is 1"),
+            (["--seed", str(2**64 - 10)], "`seed`"),
+            (["--train_split", "train", "--split", "train[:50%]"], "are among those of `--train_split` = 'train'"),
             (["--num_inference_steps", "61"], "`num_inference_steps` is 61"),
-            (["--steps", "2", "600"], "`num_inference_steps` is 600"),
+            (["--steps", "2", "600"], "`--steps` has 600 for 'ddpm': `num_inference_steps` is 600"),
             (["--guidance", "-1"], "`guidance_scale` is -1"),
             (["--sampler", "euler"], "`sampler` is 'euler'"),
             (["--float64", "--mixed_precision", "bf16"], "`float64` contradicts `mixed_precision` = 'bf16'"),
@@ -407,6 +445,40 @@ class TestMistakes:
         line = error_of(evaluate("--model", folder, "--dataset", data, *FEW))
         assert "has the evaluation of another model: unet/config.json differ" in line
         assert figures(judged[0])[0] == (folder / "metrics.json").read_bytes()
+
+    def test_the_folder_of_another_model(self, judged, data, tmp_path):
+        """Whose metrics.json is of its training and says of no model."""
+        other = save_model(tmp_path / "other", variance_type="fixed_large")
+        (other / "metrics.json").write_text('{"training": {"steps": 3}}', encoding="utf-8")
+        line = error_of(evaluate("--model", judged[0], "--dataset", data, *FEW, "--output_dir", other))
+        assert "which holds another model" in line
+        assert metrics_of(other) == {"training": {"steps": 3}}
+
+    def test_a_card_that_was_edited_stays(self, data, tmp_path):
+        folder = save_model(tmp_path / "model")
+        (folder / "README.md").write_text("my own words\n", encoding="utf-8")
+        result = evaluate("--model", folder, "--dataset", data, "--parts", "bound", *FEW)
+        assert result.returncode == 0, result.stderr
+        assert "README.md was edited and is left as it is" in result.stdout
+        assert (folder / "README.md").read_text(encoding="utf-8") == "my own words\n"
+        assert "bound" in metrics_of(folder)
+
+    def test_classes_in_another_order(self, data, tmp_path):
+        folder = save_model(tmp_path / "model")
+        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+        index["id2label"] = {"0": "digit 2", "1": "digit 1", "2": "digit 0"}
+        (folder / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
+        line = error_of(evaluate("--model", folder, "--dataset", data, *FEW))
+        assert "have the model's classes in another order: digit 0, digit 1, digit 2" in line
+
+    def test_a_network_that_gives_nan(self, data, tmp_path):
+        pipeline = make_pipeline()
+        torch.nn.init.constant_(pipeline.unet.conv_out.bias, float("nan"))
+        DDPMHubPipeline(pipeline.unet, DDPMHubScheduler(timestep_spacing="trailing")).save_pretrained(
+            tmp_path / "model"
+        )
+        result = evaluate("--model", tmp_path / "model", "--dataset", data, "--parts", "samples", *FEW)
+        assert "samples hold NaN or infinity" in error_of(result, status=1)
 
     def test_damaged_metrics_are_not_overwritten(self, data, tmp_path):
         folder = save_model(tmp_path / "model")

@@ -34,7 +34,8 @@ def run(measured: b.Measured, images: RealImages, plan, bounds, seed: int = 3) -
     """All units of a stage, joined."""
     stage = b.bound_stage("bound", measured, images, plan, bounds, {}, seed)
     units = [stage.compute(unit) for unit in range(stage.units)]
-    return {name: torch.cat([unit[name] for unit in units]) for name in units[0]}
+    found = {name: torch.cat([unit[name] for unit in units]) for name in ("rows", "timesteps", "terms", "loss")}
+    return found | {"bias": b.summed_bias(units)}
 
 
 def figures(

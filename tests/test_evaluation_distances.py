@@ -11,7 +11,8 @@ from evaluation.distances import (
     frechet_distance,
     inception_score,
     kernel_distance,
-    nearest,
+    kid_blocks,
+    nearest_of_parts,
 )
 from torchmetrics.image.kid import poly_mmd
 
@@ -78,7 +79,7 @@ class TestKernelDistance:
             n, m = len(x), len(y)
             return (a.sum() - np.trace(a)) / (n * (n - 1)) + (b.sum() - np.trace(b)) / (m * (m - 1)) - 2 * c.mean()
 
-        blocks = [np.arange(len(each)) % KID_BLOCKS for each in (real, fake)]
+        blocks = [kid_blocks(len(each)).numpy() for each in (real, fake)]
         x, y = real.double().numpy(), fake.double().numpy()
         left_out = np.array([estimate(x[blocks[0] != k], y[blocks[1] != k]) for k in range(KID_BLOCKS)])
         wanted = np.sqrt((KID_BLOCKS - 1) * left_out.var())
@@ -137,10 +138,19 @@ def test_the_inception_score_is_exp_of_the_mean_divergence():
     assert inception_score(logits.repeat(400, 1)) == (mean, spread)
 
 
-def test_nearest_is_the_sorted_distance():
+def test_nearest_of_parts_is_the_sorted_distance():
     points, others = features(40).double(), features(30, seed=1).double()
     wanted = np.sort(np.linalg.norm(points.numpy()[:, None] - others.numpy()[None], axis=2), axis=1)[:, :3]
-    distances, rows = nearest(points, others, 3)
-    np.testing.assert_allclose(distances.numpy(), wanted, rtol=1e-9)
-    assert torch.equal((points - others[rows[:, 0]]).norm(dim=1).round(decimals=9), distances[:, 0].round(decimals=9))
-    assert (nearest(points, points, 1, skip_self=True)[1][:, 0] != torch.arange(40)).all()
+    for size in (30, 7, 1):
+        distances, rows = nearest_of_parts(points, others.split(size), 3)
+        np.testing.assert_allclose(distances.numpy(), wanted, rtol=1e-9)
+        again = (points[:, None] - others[rows]).norm(dim=2)
+        torch.testing.assert_close(again, distances, rtol=1e-9, atol=0)
+    assert nearest_of_parts(points, others[:2].split(1), 3)[0].shape == (40, 2)
+
+
+def test_the_blocks_are_of_equal_size_and_at_random():
+    blocks = kid_blocks(203)
+    assert set(blocks.bincount().tolist()) == {10, 11}
+    assert torch.equal(blocks, kid_blocks(203))
+    assert not torch.equal(blocks, torch.arange(203) % KID_BLOCKS)

@@ -20,11 +20,14 @@ import argparse
 import fcntl
 import os
 import sys
+from datetime import timedelta
 from pathlib import Path
 
-from evaluation.options import FULL, parse_options
+from evaluation.options import complete, parse_options
 from launched_script import check_same_everywhere, from_main_process, one_line, run_script, wait_for_all
 from train_config import UserError
+
+PATIENCE = timedelta(days=1)
 
 
 def main(argv: list[str]) -> int:
@@ -39,9 +42,11 @@ def run(options: argparse.Namespace) -> int:
     from accelerate.utils import parse_flag_from_env
     from evaluation.report import read_metrics, summary, write_report
 
-    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+    # The main process compares the sets of features by itself, which may take longer than the usual ten minutes.
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=PATIENCE)
     context, output = prepare(options, state)
-    check_same_everywhere({**context.identity, **context.facts, "data": context.held.data.fingerprint})
+    fingerprints = {"data": context.held.data.fingerprint, "training data": context.train.data.fingerprint}
+    check_same_everywhere({**context.identity, **context.facts, **fingerprints, **vars(options)})
     descriptor = from_main_process(state, lambda: claim(output))
     from_main_process(state, lambda: read_metrics(output, context.identity) and None)
     if state.is_main_process:
@@ -49,8 +54,9 @@ def run(options: argparse.Namespace) -> int:
     tell_time(context)
     bound, samples, tables = measure(context)
     if state.is_main_process:
+        is_own = is_own_card(output)
         metrics = write_report(context, output, bound, samples, tables)
-        card = write_card_of(options, output)
+        card = write_card_of(output, is_own)
         print(f"{summary(metrics)}\n{output / 'evaluation.md'}, metrics.json and plots/ have all of it{card}.")
         os.close(descriptor)
     wait_for_all(state)
@@ -80,14 +86,21 @@ def prepare(options: argparse.Namespace, state):
     except (OSError, ValueError) as error:
         raise UserError(one_line(error)) from error
     is_local = Path(options.model).is_dir()
-    output = Path(options.output_dir or (options.model if is_local else Path("outputs") / Path(options.model).name))
-    output = output.expanduser()
+    name = Path("outputs", "evaluation", Path(options.model).name)
+    output = Path(options.output_dir or (options.model if is_local else name)).expanduser()
+    if (output / "model_index.json").is_file() and identity(str(output), None)["sha256"] != which["sha256"]:
+        raise UserError(
+            f"`--output_dir` is {str(output)!r}, which holds another model, whose card would tell the figures of this one. Choose "
+            f"another folder."
+        )
     held, train = read_data(options, pipeline, state)
     context = Context(options, pipeline, which, held, train, Work(work_folder(output), state), state)
     try:
-        if set(context.parts) - {"bound"}:
+        of_samples = set(context.parts) - {"bound"}
+        complete(options, context.extractor.num_features if of_samples and not options.no_fid else None)
+        check_counts(context)
+        if of_samples:
             context.settings  # noqa: B018
-            check_counts(context)
         if "steps" in context.parts:
             from evaluation.measure import steps_settings
 
@@ -111,10 +124,7 @@ def check_numbers(options: argparse.Namespace) -> None:
     """
     from ddpm_hub.ddpm_argument_checks import check_integer
 
-    if options.full:
-        for name, value in FULL.items():
-            setattr(options, name, value)
-    smallest = {"num_samples": 4, "study_samples": 4, "bound_images": 1, "reference_images": 4, "neighbors": 1, "padding": 0,
+    smallest = {"num_samples": 4, "study_samples": 4, "bound_images": 2, "reference_images": 4, "neighbors": 1, "padding": 0,
                 "analytic_images": 0, "seed": 0, "timesteps_per_image": 1}  # fmt: skip
     for name, least in smallest.items():
         if getattr(options, name) is not None:
@@ -133,12 +143,20 @@ def check_counts(context) -> None:
     """
     from evaluation.distances import KID_BLOCKS
 
-    options, features = context.options, context.extractor.num_features
+    options = context.options
+    if "bound" in context.parts and len(context.held) < 2:
+        raise UserError(
+            f"`--split {context.held.split}` has one image, of which there is no standard error; take more."
+        )
+    if not set(context.parts) - {"bound"}:
+        return
+    features = context.extractor.num_features
     least = max(2 * KID_BLOCKS, options.neighbors + 1, 0 if options.no_fid else features + 1)
     counts = {"--num_samples": options.num_samples} if "samples" in context.parts else {}
     counts |= {"--study_samples": options.study_samples} if {"steps", "guidance"} & set(context.parts) else {}
-    for option, images in (("--train_split", context.train), ("--split", context.held)):
-        counts[f"{option} {images.split}"] = min(len(images), options.reference_images or len(images))
+    splits = {"--train_split": context.train} | ({"--split": context.held} if "samples" in context.parts else {})
+    for option, images in splits.items():
+        counts[f"{option} {images.split}"] = min(len(images), options.reference_images)
     for option, count in counts.items():
         if count < least:
             why = f"the covariance of {features} features" if least == features + 1 else "its distances"
@@ -199,12 +217,27 @@ def measure(context):
     return bound, samples, tables
 
 
-def write_card_of(options: argparse.Namespace, output: Path) -> str:
-    """Puts the figures into the card of the folder, where it is the model's."""
+def is_own_card(output: Path) -> bool:
+    """Whether README.md is what the folder's own files give, or is not there: nobody's text is lost if it is written anew."""
+    from ddpm_hub.model_card import render_card
+
+    card = output / "README.md"
+    if not (output / "model_index.json").is_file() or not card.exists():
+        return True
+    try:
+        return card.read_text(encoding="utf-8").rstrip("\n") == render_card(output).content.rstrip("\n")
+    except (OSError, ValueError):
+        return False
+
+
+def write_card_of(output: Path, is_own: bool) -> str:
+    """Puts the figures into the card of the folder, where it is a model's and not of somebody's hand; what there is to say."""
     from ddpm_hub.model_card import write_card
 
     if not (output / "model_index.json").is_file():
         return ""
+    if not is_own:
+        return "; README.md was edited and is left as it is (`ddpm-hub card` writes a new one)"
     write_card(output)
     return ", and so has the card, README.md"
 

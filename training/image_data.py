@@ -89,14 +89,18 @@ def spread_rows(total: int, count: int) -> torch.Tensor:
     return torch.arange(count) * total // count
 
 
-def load_images(config: TrainConfig) -> ImageData | StreamedImages:
+def load_images(config: TrainConfig, known_names: list[str] | None = None) -> ImageData | StreamedImages:
     """Reads the split that `config` names.
+
+    Args:
+        config (`TrainConfig`)
+        known_names (`list[str]`, *optional*): of the classes, for a column of integers without names.
 
     Raises:
         UserError: naming the argument, for a data set that is missing, empty, without images, with images that cannot
             be read (unless they are to be skipped), of mixed sizes or modes, or too large for this machine's memory.
     """
-    return stream_images(config) if config.streaming else _read_images(load_split(config), config)
+    return stream_images(config) if config.streaming else _read_images(load_split(config), config, known_names)
 
 
 def load_validation(config: TrainConfig, data: ImageData | StreamedImages) -> ImageData | None:

@@ -99,20 +99,35 @@ def from_main_process(state, make: Callable[[], object]):
     """What `make` returns in the main process, in all processes.
 
     Raises:
-        UserError: in all processes, if it was raised there.
+        UserError: in all processes, if it was raised there; RuntimeError for any other error.
     """
     from accelerate.utils import broadcast_object_list
 
-    outcome = [None]
+    found, error = None, None
     if state.is_main_process:
         try:
-            outcome = [make()]
-        except UserError as error:
-            outcome = [error]
+            found = make()
+        except UserError as problem:
+            error = problem
+        except Exception as problem:  # which the others must not wait for
+            error = RuntimeError(one_line(problem))
+            error.__cause__ = problem
+    outcome = [found, error if error is None or isinstance(error, UserError) else RuntimeError(str(error))]
     broadcast_object_list(outcome)
-    if isinstance(outcome[0], UserError):
-        raise outcome[0]
+    if outcome[1] is not None:
+        raise error or outcome[1]
     return outcome[0]
+
+
+def main_process_first(state, make: Callable[[], object]):
+    """What `make` returns, in each process; the main one makes it first, and so fills the caches for the others.
+
+    Raises:
+        UserError: in all processes, if it was raised in the main one.
+    """
+    made = []
+    from_main_process(state, lambda: made.append(make()))
+    return made[0] if made else make()
 
 
 def in_turns(work: Sequence, state, bar, size: Callable[[object], int] = len) -> Iterator:

@@ -27,6 +27,7 @@ from pathlib import Path
 from checkpoints import CHECKPOINTS, newest_checkpoint
 from config_parser import parse_config
 from durable_files import write_whole
+from evaluation.files import remove_evaluation
 from output_folder import check_output, claim_output, hold_output
 from resume import Found, check_data, check_precision, find_run, is_finished, note_done
 from stop_signal import INTERRUPTED, STOPPED
@@ -208,6 +209,7 @@ def finish(
         figures, pipeline = trained
         metrics = training_report(config, data, figures, accelerator)
         if main:
+            remove_evaluation(output)
             record(metrics)  # judging takes a while, and may be stopped
     if main and data.unreadable:
         write_whole(output / UNREADABLE, "\n".join(data.unreadable) + "\n")

@@ -5,7 +5,7 @@ x_t drawn from q(x_t | x_0); from its answer come the term of the bound for ever
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -260,22 +260,22 @@ def bound_stage(
     """The terms of the bound, and the error of the noise, of each pair of an image and a timestep.
 
     A unit gives `rows` and `timesteps`, shape (P,); `terms`, nats per dimension of what the network sees, (P, V); `loss`, the
-    mean of (ε_θ − ε)², (P,); and `bias`, the sum of ε_θ − ε in each bin of t, (1, BIAS_BINS, C, H, W).
+    mean of (ε_θ − ε)², (P,); and `bias`, the sum of ε_θ − ε in each of the `bias_bins` of t that it has, (b, C, H, W) and (b,).
     """
-    width = len(measured) / BIAS_BINS
 
     def compute(unit: int) -> dict[str, torch.Tensor]:
         gathered: dict[str, list[torch.Tensor]] = {"rows": [], "timesteps": [], "terms": [], "loss": []}
-        bias = None
+        bias: dict[int, torch.Tensor] = {}
         for number, (rows, timesteps) in enumerate(plan.calls(unit)):
             answer = measured.call(images, rows, timesteps, generator(seed, name, unit, number))
             error = answer.noise_error()
-            bias = torch.zeros(BIAS_BINS, *error.shape[1:], dtype=torch.float64) if bias is None else bias
-            bias.index_add_(0, (timesteps / width).long().clamp(max=BIAS_BINS - 1), error.double().cpu())
+            for place, one in zip(bins_of(timesteps, len(measured)).tolist(), error.double().cpu(), strict=True):
+                bias[place] = bias.get(place, 0) + one
             pieces = rows, timesteps, answer.terms(bounds), _mean_square(error).double()
             for key, piece in zip(gathered, pieces, strict=True):
                 gathered[key].append(piece.cpu())
-        return {key: torch.cat(pieces) for key, pieces in gathered.items()} | {"bias": bias[None]}
+        added = {"bias": torch.stack(list(bias.values())), "bias_bins": torch.tensor(list(bias))}
+        return {key: torch.cat(pieces) for key, pieces in gathered.items()} | added
 
     return Stage(name, facts, plan.units, compute, plan.size)
 
@@ -352,17 +352,32 @@ class Calibration:
     chance: list[float]
 
 
+def bins_of(timesteps: torch.Tensor, num_timesteps: int) -> torch.Tensor:
+    """In which of the [`BIAS_BINS`] of equal width each timestep is."""
+    return timesteps * BIAS_BINS // num_timesteps
+
+
+def summed_bias(units: Iterable[dict[str, torch.Tensor]]) -> torch.Tensor:
+    """The sums of all units: (BIAS_BINS, d). One unit at a time is held."""
+    total = None
+    for unit in units:
+        flat = unit["bias"].flatten(1)
+        total = torch.zeros(BIAS_BINS, flat.shape[1], dtype=torch.float64) if total is None else total
+        total.index_add_(0, unit["bias_bins"], flat)
+    return total
+
+
 def calibration(
     timesteps: torch.Tensor, loss: torch.Tensor, weights: torch.Tensor, bias: torch.Tensor, num_timesteps: int
 ) -> Calibration:
-    """Adds up what [`bound_stage`] gave: (P,), (P,), (P,) and (U, BIAS_BINS, C, H, W)."""
-    place = (timesteps / (num_timesteps / BIAS_BINS)).long().clamp(max=BIAS_BINS - 1)
+    """Adds up what [`bound_stage`] gave: (P,), (P,), (P,), and [`summed_bias`], (BIAS_BINS, d)."""
+    place = bins_of(timesteps, num_timesteps)
 
     def added(values: torch.Tensor) -> torch.Tensor:
         return torch.zeros(BIAS_BINS, dtype=torch.float64).index_add_(0, place, values.double())
 
     counts = added(torch.ones_like(loss))
-    mean = bias.sum(0).flatten(1) / counts[:, None]
+    mean = bias / counts[:, None]
     return Calibration(
         (added(loss * weights) / added(weights)).tolist(),
         mean.square().mean(dim=1).sqrt().tolist(),

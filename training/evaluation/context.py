@@ -7,6 +7,7 @@ from pathlib import Path
 
 import diffusers
 import torch
+from launched_script import main_process_first
 from pixel_cache import cache_folder
 from train_config import UserError
 
@@ -19,8 +20,11 @@ from evaluation.reference import reference_features
 from evaluation.samples import Drawing, Settings, resolve
 from evaluation.work import Work
 
+SOME = 200  # unseen images that are looked for among the training images
+LARGEST_COMPARED = 2**30  # bytes of training images that are looked through for them
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class Context:
     """Attributes:
     options (`argparse.Namespace`): of the command line, checked.
@@ -70,15 +74,19 @@ class Context:
         return self.resolve(**{name: getattr(self.options, name) for name in names})
 
     def resolve(self, **given) -> Settings:
-        return resolve(self.pipeline, None if self.pipeline.num_classes is None else self.train.data.labels, **given)
+        options, labels = self.options, None if self.pipeline.num_classes is None else self.train.data.labels
+        largest = options.seed + max(options.num_samples or 0, options.study_samples or 0)
+        return resolve(self.pipeline, labels, largest, **given)
 
     @cached_property
     def extractor(self):
         options = self.options
-        with self.state.main_process_first():  # which downloads what is missing
-            return make_extractor(
+        return main_process_first(  # which downloads what is missing
+            self.state,
+            lambda: make_extractor(
                 options.extractor, self.train.image_shape, self.state.device, options.extractor_weights
-            )
+            ),
+        )
 
     @cached_property
     def train_features(self) -> tuple[torch.Tensor | None, torch.Tensor | None]:
@@ -90,9 +98,9 @@ class Context:
 
     def _features(self, images: RealImages) -> tuple[torch.Tensor, torch.Tensor | None]:
         options = self.options
-        cache = cache_folder(data_config(options, images.split))
+        cache = cache_folder(data_config(options, images.split, self.pipeline.num_classes is not None))
         return reference_features(
-            images, self.extractor, options.reference_images, options.batch_size, cache, self.work
+            images, self.extractor, options.reference_images, options.batch_size, cache, self.work, self.state.device
         )
 
     def drawing(self, count: int) -> Drawing:
@@ -117,12 +125,34 @@ def read_data(options: argparse.Namespace, pipeline: DDPMHubPipeline, state) -> 
             f"`--split` is {options.split!r}, which the model was trained on: figures of it would say nothing of other images. "
             f"Name a split that was held out, like 'test' or 'train[90%:]' of a model that was trained on 'train[:90%]'."
         )
-    with state.main_process_first():
-        held, train = (
-            read_images(data_config(options, name), options.padding, shape, pipeline.num_classes)
-            for name in (options.split, split)
+    names = None if pipeline.num_classes is None else list(pipeline.id2label.values())
+
+    def read() -> tuple[RealImages, RealImages]:
+        configs = [data_config(options, name, names is not None) for name in (options.split, split)]
+        train = read_images(configs[1], options.padding, shape, names)
+        held = read_images(configs[0], options.padding, shape, names, train.data.class_names)
+        check_apart(held, train)
+        return held, train
+
+    return main_process_first(state, read)
+
+
+def check_apart(held: RealImages, train: RealImages) -> None:
+    """Whether the unseen images are others than the training images, by the pixels of some of them.
+
+    Raises:
+        UserError: if most of them are among the training images.
+    """
+    if train.num_bytes > LARGEST_COMPARED:
+        return
+    known = {content.tobytes() for rows in train.rows(None).split(1024) for content in train.as_bytes(rows).numpy()}
+    some = held.as_bytes(held.rows(SOME)).numpy()
+    found = sum(content.tobytes() in known for content in some)
+    if found > len(some) / 2:
+        raise UserError(
+            f"`--split` is {held.split!r}, but {found} of {len(some)} of its images are among those of `--train_split` = "
+            f"{train.split!r}: figures of it would say nothing of other images. Name splits that share none."
         )
-    return held, train
 
 
 def work_folder(output: Path) -> Path:

@@ -6,10 +6,11 @@ features, in float64 and in a fixed order, so that it does not matter which proc
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
+from random_batches import generator
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.inception import InceptionScore
 
@@ -68,7 +69,7 @@ def kernel_distance(real: torch.Tensor, fake: torch.Tensor) -> tuple[float, floa
         )
     pairs = ((real, real), (fake, fake), (real, fake))
     sums = [_kernel_sums(x, y, same=x is y) for x, y in pairs]
-    counts = [torch.arange(len(each)).remainder(KID_BLOCKS).bincount().double() for each in (real, fake)]
+    counts = [kid_blocks(len(each)).bincount().double() for each in (real, fake)]
 
     def estimate(sums: list[torch.Tensor], n: torch.Tensor, m: torch.Tensor) -> torch.Tensor:
         return sums[0] / (n * (n - 1)) + sums[1] / (m * (m - 1)) - 2 * sums[2] / (n * m)
@@ -80,10 +81,15 @@ def kernel_distance(real: torch.Tensor, fake: torch.Tensor) -> tuple[float, floa
     return whole.item(), spread.sqrt().item()
 
 
+def kid_blocks(count: int) -> torch.Tensor:
+    """The block of each of so many images, at random, as many in each: data have an order, of their classes for one."""
+    return (torch.arange(count) % KID_BLOCKS)[torch.randperm(count, generator=generator(count, "kid blocks"))]
+
+
 def _kernel_sums(x: torch.Tensor, y: torch.Tensor, same: bool) -> torch.Tensor:
     """The sums of the kernel over all pairs of a block of x and a block of y, without the pairs of an image with itself."""
     found = torch.zeros(KID_BLOCKS, KID_BLOCKS, dtype=torch.float64)
-    blocks_x, blocks_y = (torch.arange(len(each)) % KID_BLOCKS for each in (x, y))
+    blocks_x, blocks_y = (kid_blocks(len(each)) for each in (x, y))
     x, y = x.double(), y.double()
     for rows in torch.arange(len(x)).split(CHUNK):
         kernel = (x[rows] @ y.T / x.shape[1] + 1) ** 3
@@ -116,7 +122,7 @@ def compare_manifolds(real: torch.Tensor, fake: torch.Tensor, k: int = 5) -> Man
     if min(len(real), len(fake)) <= k:
         raise ValueError(f"`k` is {k}; it must be less than the number of images, {len(real)} and {len(fake)}.")
     real, fake = real.double(), fake.double()
-    real_radii, fake_radii = (nearest(each, each, k, skip_self=True)[0][:, -1] for each in (real, fake))
+    real_radii, fake_radii = _radii(real, k), _radii(fake, k)
     in_real = torch.zeros(len(fake), dtype=torch.long)  # how many real balls a sample is in
     in_fake, nearest_fake = torch.zeros(len(real), dtype=torch.bool), torch.full((len(real),), math.inf).double()
     for start, distances in _rows_of_distances(fake, real):
@@ -143,25 +149,36 @@ def inception_score(logits: torch.Tensor, seed: int = 0) -> tuple[float, float]:
     return mean.item(), std.item()
 
 
-def nearest(
-    points: torch.Tensor, others: torch.Tensor, k: int, skip_self: bool = False
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The k nearest of `others` to each of `points`: distances, rising, and rows, both of shape (N, k).
+def nearest_of_parts(points: torch.Tensor, parts: Iterable[torch.Tensor], k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The k nearest neighbours of each point among vectors that come in parts: distances, rising, and numbers, (N, k).
 
     Args:
-        points, others (`torch.Tensor` of `float64`, shapes (N, d) and (M, d)).
-        k (`int`)
-        skip_self (`bool`): the two are the same, and no point is its own neighbour.
+        points (`torch.Tensor`, shape (N, d)): of any type of numbers; distances are computed in float64.
+        parts (`Iterable[torch.Tensor]`): shapes (m, d), one after another; the numbers count through them.
+        k (`int`): fewer are given where there are fewer.
     """
-    distances, rows = [], []
-    for start, found in _rows_of_distances(points, others):
-        if skip_self:
-            place = torch.arange(len(found))
-            found[place, start + place] = math.inf
-        smallest = found.topk(min(k, found.shape[1]), largest=False)
-        distances.append(smallest.values)
-        rows.append(smallest.indices)
-    return torch.cat(distances), torch.cat(rows)
+    distances = torch.empty(len(points), 0, dtype=torch.float64)
+    numbers, first = torch.empty(len(points), 0, dtype=torch.long), 0
+    for part in parts:
+        found = [
+            torch.cdist(some.double(), part.double()).topk(min(k, len(part)), largest=False)
+            for some in points.split(CHUNK)
+        ]
+        distances = torch.cat([distances, torch.cat([each.values for each in found])], dim=1)
+        numbers = torch.cat([numbers, torch.cat([each.indices for each in found]) + first], dim=1)
+        kept = distances.topk(min(k, distances.shape[1]), largest=False)
+        distances, numbers, first = kept.values, numbers.gather(1, kept.indices), first + len(part)
+    return distances, numbers
+
+
+def _radii(points: torch.Tensor, k: int) -> torch.Tensor:
+    """The distance of each point to the k-th nearest of the others."""
+    found = []
+    for start, distances in _rows_of_distances(points, points):
+        place = torch.arange(len(distances))
+        distances[place, start + place] = math.inf
+        found.append(distances.kthvalue(k).values)
+    return torch.cat(found)
 
 
 def _rows_of_distances(points: torch.Tensor, others: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:

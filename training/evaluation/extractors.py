@@ -76,7 +76,7 @@ class InceptionExtractor:
             # Without antialiasing, which is torchmetrics' default: published figures were made without.
             layers = ["2048", "logits_unbiased"]
             self._network = NoTrainInceptionV3("inception-v3-compat", layers, weights, antialias=False)
-        except (ImportError, RuntimeError, OSError, pickle.UnpicklingError) as error:
+        except (ImportError, RuntimeError, OSError, KeyError, pickle.UnpicklingError) as error:
             # The package is missing or does not fit the torch that is there, or the weights cannot be downloaded.
             raise _unavailable("inception", "pip install 'ddpm_hub[inception]'", error) from error
         self._network.to(device)

@@ -4,7 +4,9 @@ What the keys mean is said in `ddpm_hub/metrics_file.py` and docs/EVALUATION.md.
 """
 
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 
 import torch
 from image_data import spread_rows
@@ -15,9 +17,11 @@ from evaluation.classes import ClassJudge, agreement
 from evaluation.context import Context
 from evaluation.distances import compare_manifolds, frechet_distance, inception_score, kernel_distance
 from evaluation.memorisation import Nearness, judge_copying, nearness
+from evaluation.options import STEPS
 from evaluation.samples import Settings
 
-KID_REFERENCE = 10_000  # images of each set at most: all pairs are looked at
+LARGEST_COMPARED = 10_000  # images of a set at most where all pairs are looked at
+CHUNK, CHUNK_VALUES = 1024, 2**25  # training images, and their values, that are compared at once
 # The paper's t at which the parts of the table of terms begin; t = 1 is the decoder's.
 FIRSTS = (2, 11, 51, 101, 251, 501, 1001, 2001)
 
@@ -85,7 +89,7 @@ def _bound_result(
     context: Context, results, plan, bounds: dict[str, VariationalBound], rows: torch.Tensor
 ) -> BoundResult:
     held, num_timesteps = context.held, len(context.pipeline.scheduler)
-    found_rows, timesteps, terms, loss, bias = results.joined("rows", "timesteps", "terms", "loss", "bias")
+    found_rows, timesteps, terms, loss = results.joined("rows", "timesteps", "terms", "loss")
     weights = plan.weights(timesteps)
     sizes = torch.tensor(held.image_shape), torch.tensor(held.image_shape) + torch.tensor([0, 2, 2]) * held.padding
     dimensions, seen = (int(size.prod()) for size in sizes)
@@ -111,8 +115,8 @@ def _bound_result(
             }
         )
         by_timestep[variance] = figures.terms
-    calibrated = b.calibration(timesteps, loss, weights, bias, num_timesteps)
-    width = num_timesteps / b.BIAS_BINS
+    calibrated = b.calibration(timesteps, loss, weights, b.summed_bias(results), num_timesteps)
+    edges = [math.ceil(i * num_timesteps / b.BIAS_BINS) for i in range(b.BIAS_BINS + 1)]
     metrics = {
         "bound": {
             "split": held.split,
@@ -126,7 +130,7 @@ def _bound_result(
         "calibration": {
             "split": held.split,
             "rows": [
-                {"from": int(i * width) + 1, "to": int((i + 1) * width), "loss": loss, "bias": bias, "chance": chance}
+                {"from": edges[i] + 1, "to": edges[i + 1], "loss": loss, "bias": bias, "chance": chance}
                 for i, (loss, bias, chance) in enumerate(
                     zip(calibrated.loss, calibrated.bias, calibrated.chance, strict=True)
                 )
@@ -144,13 +148,13 @@ def _bound_result(
 class SampleResult:
     """Attributes:
     metrics (`dict`): `quality`, `memorisation`, `classes` and `colour` of metrics.json.
-    nearness (`dict[str, tuple[Nearness, Nearness]]`): by space, of the samples and of the unseen images.
-    pixels (`torch.Tensor` of `uint8`, shape (n, C, H, W)): the samples.
+    nearness (`dict[str, list[Nearness]]`): by space, of the samples and of the unseen images.
+    pixels (`torch.Tensor` of `uint8`, shape (n, C, H, W)): the samples that were compared.
     held_pixels (`torch.Tensor`): the unseen images.
     """
 
     metrics: dict
-    nearness: dict[str, tuple[Nearness, Nearness]]
+    nearness: dict[str, list[Nearness]]
     pixels: torch.Tensor
     held_pixels: torch.Tensor
 
@@ -168,27 +172,39 @@ def measure_samples(context: Context) -> SampleResult | None:
     names = ("pixels", "features", "logits") if held_logits is not None else ("pixels", "features")
     pixels, features, *logits = results[0].joined(*names)
     (noise,) = results[1].joined("features")
-    some = held[spread_rows(len(held), options.num_samples)]
-    sets = [("samples", features, "train", train), ("samples", features, context.held.split, held),
-            (context.held.split, some, "train", train), ("noise", noise, "train", train)]  # fmt: skip
-    rows = []
-    for name, fake, against, real in sets:
-        against = context.train.split if against == "train" else against
-        rows.append({"images": name, "num_images": len(fake), "against": against, "num_reference": len(real)}
-                    | distances_of(real, fake, options))  # fmt: skip
+    chosen = spread_rows(len(held), options.num_samples)  # as many unseen images as samples, if there are
+    some, split, held_split = held[chosen], context.train.split, context.held.split
+    sets = [("samples", features, split, train), ("samples", features, held_split, held),
+            (held_split, some, split, train), ("noise", noise, split, train)]  # fmt: skip
+    if len(some) < len(features):  # FID falls with the number: as many samples as there are unseen images, too
+        sets.insert(2, ("samples", features[spread_rows(len(features), len(some))], split, train))
+    rows = [
+        {"images": name, "num_images": len(fake), "against": against, "num_reference": len(real)}
+        | distances_of(real, fake, options)
+        for name, fake, against, real in sets
+    ]
     metrics: dict = {"quality": {"rows": rows, **judged_by(context, context.settings, options.num_samples)}}
     if extractor.knows_imagenet:
         score, spread = inception_score(logits[0], options.seed)
-        real_score, _ = inception_score(held_logits, options.seed)
+        real_score, _ = inception_score(held_logits[chosen], options.seed)
         metrics["quality"]["inception_score"] = {"value": score, "spread": spread, "real": real_score}
     if context.pipeline.num_classes is not None:
         metrics["classes"] = _class_figures(context, drawing.labels, features, logits[0] if logits else None)
-    held_rows = context.held.rows(options.num_samples)
     train_rows = context.train.rows(options.reference_images)
-    held_pixels = context.held.as_bytes(held_rows)
+    held_rows = context.held.rows(options.reference_images)[chosen[spread_rows(len(chosen), LARGEST_COMPARED)]]
+    shown = spread_rows(len(features), LARGEST_COMPARED)
+    pixels_shown, held_pixels = pixels[shown], context.held.as_bytes(held_rows)
+
+    def training_pixels() -> Iterator[torch.Tensor]:
+        size = max(1, CHUNK_VALUES // pixels[0].numel())
+        return (context.train.as_bytes(rows).flatten(1) for rows in train_rows.split(size))
+
     found = {
-        "pixels": _nearness_in_pixels(context, pixels, held_pixels, train_rows),
-        "features": tuple(nearness(points, train) for points in (features, some)),
+        "pixels": [nearness(each.flatten(1), training_pixels(), 255) for each in (pixels_shown, held_pixels)],
+        "features": [
+            nearness(each, train.split(CHUNK))
+            for each in (features[shown], some[spread_rows(len(some), LARGEST_COMPARED)])
+        ],
     }
     metrics["memorisation"] = [
         {
@@ -201,15 +217,15 @@ def measure_samples(context: Context) -> SampleResult | None:
         for space, near in found.items()
     ]
     metrics["colour"] = _colours(context, pixels, train_rows)
-    return SampleResult(metrics, found, pixels, held_pixels)
+    return SampleResult(metrics, found, pixels_shown, held_pixels)
 
 
 def distances_of(real: torch.Tensor, fake: torch.Tensor, options) -> dict:
     """FID, KID, precision, recall, density and coverage, by the keys of metrics.json."""
-    same = min(len(real), len(fake))  # precision and the others compare sets of the same size
     fid = {} if options.no_fid else {"fid": frechet_distance(real, fake)}
-    few = real[spread_rows(len(real), KID_REFERENCE)]
-    kid, error = kernel_distance(few, fake[spread_rows(len(fake), KID_REFERENCE)])
+    real, fake = (each[spread_rows(len(each), LARGEST_COMPARED)] for each in (real, fake))
+    kid, error = kernel_distance(real, fake)
+    same = min(len(real), len(fake))  # precision and the others compare sets of the same size
     manifolds = compare_manifolds(
         real[spread_rows(len(real), same)], fake[spread_rows(len(fake), same)], options.neighbors
     )
@@ -229,7 +245,9 @@ def judged_by(context: Context, settings: Settings, count: int) -> dict:
     }
 
 
+@lru_cache(maxsize=1)
 def class_judge(context: Context) -> ClassJudge:
+    """Made once: a linear probe takes a while."""
     features = context.train_features[0]
     labels = context.train.data.labels[context.train.rows(context.options.reference_images)]
     return ClassJudge(context.extractor, context.train.data.class_names, features, labels)
@@ -251,22 +269,27 @@ def _class_figures(context: Context, labels: torch.Tensor, features, logits) -> 
     }  # fmt: skip
 
 
-def _nearness_in_pixels(context: Context, pixels, held_pixels, train_rows) -> tuple[Nearness, Nearness]:
-    training = context.train.as_bytes(train_rows).flatten(1).float() / 255
-    near = [nearness(images.flatten(1).float() / 255, training) for images in (pixels, held_pixels)]
-    return near[0], near[1]
-
-
 def _colours(context: Context, pixels: torch.Tensor, train_rows: torch.Tensor) -> dict:
     """Mean and standard deviation of each channel over all pixels, in grey levels of 0 to 255, and the drift of the mean."""
-    rows, real = [], context.train.as_bytes(train_rows)
-    for channel in range(pixels.shape[1]):
-        ours, theirs = (each[:, channel].double().flatten(1) for each in (pixels, real))
-        means = ours.mean(dim=1), theirs.mean(dim=1)  # of each image: its pixels are not independent
-        error = sum(float(mean.var() / len(mean)) for mean in means) ** 0.5
-        rows.append({"channel": channel, "mean": ours.mean().item(), "real_mean": theirs.mean().item(), "standard_error": error,
-                     "std": ours.std().item(), "real_std": theirs.std().item()})  # fmt: skip
+    ours = _moments(pixels.split(CHUNK))
+    real = _moments(context.train.as_bytes(some) for some in train_rows.split(CHUNK))
+    rows = []
+    for channel, (own, other) in enumerate(zip(ours, real, strict=True)):
+        error = math.sqrt(sum(mean.var().item() / len(mean) for mean, _ in (own, other)))
+        mean, real_mean = (each.mean().item() for each, _ in (own, other))
+        std, real_std = (
+            math.sqrt(max(squares.mean().item() - each.mean().item() ** 2, 0)) for each, squares in (own, other)
+        )
+        rows.append({"channel": channel, "mean": mean, "real_mean": real_mean, "standard_error": error,
+                     "std": std, "real_std": real_std})  # fmt: skip
     return {"rows": rows}
+
+
+def _moments(images: Iterable[torch.Tensor]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """For each channel, of each image the mean of its pixels, which are not independent, and that of their squares."""
+    found = [(some.double().mean(dim=(2, 3)), some.double().square().mean(dim=(2, 3))) for some in images]
+    means, squares = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return list(zip(means.T, squares.T, strict=True))
 
 
 # --- Tables ---------------------------------------------------------------------------------------------------------------
@@ -309,9 +332,13 @@ def steps_settings(context: Context) -> list[Settings]:
     samplers = options.samplers or list(dict.fromkeys([own.sampler, "ddpm"]))
     found = []
     for sampler in samplers:
-        for steps in sorted(set(options.steps)):
+        for steps in sorted(set(options.steps or STEPS)):
             given = {"sampler": sampler, "num_inference_steps": steps, "guidance_scale": options.guidance_scale}
-            found.append(context.resolve(**given))
+            try:
+                found.append(context.resolve(**given))
+            except ValueError as error:
+                if options.steps is not None:
+                    raise ValueError(f"`--steps` has {steps} for {sampler!r}: {error}") from error
     return list(dict.fromkeys(found))
 
 

@@ -1,16 +1,17 @@
 """Does a model copy its training images? Its samples' nearest training images, beside those of images it never saw."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import scipy.stats
 import torch
 
-from evaluation.distances import nearest
+from evaluation.distances import nearest_of_parts
 
 NEIGHBORS = 50  # beside the nearest, by whose distance it is judged
-SHARE = 0.01  # of the unseen images that are called as near as a copy
+SHARE = 0.01  # of the unseen images that are as near as what is called a copy
 PAIRS = 8  # shown
-# The share of samples that is called copying, where it is more than chance makes of SHARE, one time in a thousand.
+# The share of samples that is called copying, where chance alone makes so much one time in a thousand.
 FLAGGED_SHARE = 0.03
 SIGNIFICANCE = 1e-3
 
@@ -31,10 +32,16 @@ class Nearness:
     rows: torch.Tensor
 
 
-def nearness(images: torch.Tensor, training: torch.Tensor) -> Nearness:
-    """How near images are to training images; both as vectors, shapes (N, d) and (M, d)."""
-    scale = images.shape[1] ** -0.5
-    distances, rows = nearest(images.double(), training.double(), NEIGHBORS + 1)
+def nearness(images: torch.Tensor, training: Iterable[torch.Tensor], scale: float = 1.0) -> Nearness:
+    """How near images are to training images.
+
+    Args:
+        images (`torch.Tensor`, shape (N, d)): as vectors.
+        training (`Iterable[torch.Tensor]`): parts of the training images, shapes (m, d); one after another is held.
+        scale (`float`, defaults to `1.0`): what distances are divided by.
+    """
+    scale = images.shape[1] ** -0.5 / scale
+    distances, rows = nearest_of_parts(images, training, NEIGHBORS + 1)
     beyond = distances[:, 1:].mean(dim=1) if distances.shape[1] > 1 else torch.ones(len(distances)).double()
     return Nearness(distances[:, 0] * scale, distances[:, 0] / beyond.clamp(min=1e-12), rows[:, 0])
 
@@ -44,9 +51,10 @@ class Copying:
     """Whether samples are nearer to the training images than unseen real images are.
 
     Attributes:
-        share (`float`): of the samples whose ratio is not above that of all but [`SHARE`] of the unseen images.
-        limit (`float`): that ratio.
-        probability (`float`): of at least so many, if samples were like unseen images (binomial).
+        share (`float`): of the samples whose ratio is not above `limit`.
+        limit (`float`): the ratio of the j-th nearest of n unseen images, j = n/100, or 1 of fewer.
+        expected (`float`): j/(n+1), what the share is on average if samples are like unseen images.
+        probability (`float`): of at least so many then: beta-binomial, since the limit is of n images itself.
         closeness (`float`): how often a sample is nearer to its training image than an unseen one is to its own; 0.5 where
             they are alike (the statistic of Mann and Whitney, used for copies by Meehan et al. 2020, arXiv:2004.05675).
         median, unseen_median (`float`): of the distances.
@@ -55,6 +63,7 @@ class Copying:
 
     share: float
     limit: float
+    expected: float
     probability: float
     closeness: float
     median: float
@@ -64,15 +73,17 @@ class Copying:
 
 def judge_copying(samples: Nearness, unseen: Nearness) -> Copying:
     """Compares the nearness of samples with that of real images that were not trained on."""
-    limit = torch.quantile(unseen.ratios, SHARE).item()
+    count, unseen_count = len(samples.ratios), len(unseen.ratios)
+    rank = max(1, int(SHARE * unseen_count))
+    limit = unseen.ratios.kthvalue(rank).values.item()
     close = int((samples.ratios <= limit).sum())
-    count = len(samples.ratios)
-    probability = scipy.stats.binom.sf(close - 1, count, SHARE).item() if close else 1.0
+    probability = scipy.stats.betabinom.sf(close - 1, count, rank, unseen_count - rank + 1).item()
     result = scipy.stats.mannwhitneyu(unseen.distances.numpy(), samples.distances.numpy())
     share = close / count
     return Copying(
         share=share,
         limit=limit,
+        expected=rank / (unseen_count + 1),
         probability=probability,
         closeness=result.statistic.item() / (count * len(unseen.distances)),
         median=samples.distances.median().item(),

@@ -10,8 +10,6 @@ from evaluation.options import FULL
 from evaluation.samples import Settings
 from evaluation.work import seconds_of
 
-PAPER_SAMPLES = FULL["num_samples"]
-
 
 def estimate(context: Context) -> str:
     """A sentence for this run and one for the full one. Work that is done already is not taken off."""
@@ -20,7 +18,9 @@ def estimate(context: Context) -> str:
     network = seconds_of(lambda: _call(context, batch), state.device)
     looking = seconds_of(lambda: _look(context, batch), state.device) if set(context.parts) - {"bound"} else 0.0
     timestep_images, drawn, looked_at = _amounts(context, options.bound_images, options.num_samples, options.study_samples, options.reference_images)  # fmt: skip
-    full = _amounts(context, None, PAPER_SAMPLES, FULL["study_samples"], None)
+    full = _amounts(
+        context, *(FULL[name] for name in ("bound_images", "num_samples", "study_samples", "reference_images"))
+    )
 
     def seconds(amounts: tuple[int, int, int]) -> float:
         return ((amounts[0] + amounts[1]) * network + amounts[2] * looking) / batch / state.num_processes
@@ -48,17 +48,16 @@ def _look(context: Context, batch: int) -> object:
     return context.extractor(torch.zeros(batch, *context.train.image_shape, dtype=torch.uint8))
 
 
-def _amounts(
-    context: Context, bound_images: int | None, samples: int, study: int, reference: int | None
-) -> tuple[int, int, int]:
+def _amounts(context: Context, bound_images: int, samples: int, study: int, reference: int) -> tuple[int, int, int]:
     """Images × network calls for the bound and for samples, and images that the extractor looks at."""
     num_timesteps, options, parts = len(context.pipeline.scheduler), context.options, context.parts
     bound = drawn = looked_at = 0
     if "bound" in parts:
-        count = len(context.held) if bound_images is None else min(bound_images, len(context.held))
+        count = min(bound_images, len(context.held))
         bound = count * (options.timesteps_per_image or num_timesteps) + options.analytic_images * num_timesteps
     if set(parts) - {"bound"}:
-        looked_at += sum(min(len(each), reference or len(each)) for each in (context.train, context.held))
+        splits = (context.train, context.held) if "samples" in parts else (context.train,)
+        looked_at += sum(min(len(each), reference) for each in splits)
     if "samples" in parts:
         drawn += samples * _calls(context.settings)
         looked_at += 2 * samples

@@ -55,7 +55,7 @@ def draw_calibration(calibration: dict, path: Path) -> None:
     figure.savefig(path, dpi=DPI)
 
 
-def draw_nearness(found: dict[str, tuple[Nearness, Nearness]], path: Path) -> None:
+def draw_nearness(found: dict[str, list[Nearness]], path: Path) -> None:
     """How far samples and unseen images are from their nearest training image, in every space."""
     figure, axes = _figure(10, 3.6, len(found))
     for axis, (space, (samples, unseen)) in zip(axes, found.items(), strict=True):
@@ -68,7 +68,7 @@ def draw_nearness(found: dict[str, tuple[Nearness, Nearness]], path: Path) -> No
     figure.savefig(path, dpi=DPI)
 
 
-def draw_pairs(context: Context, result: SampleResult, near: tuple[Nearness, Nearness], path: Path) -> None:
+def draw_pairs(context: Context, result: SampleResult, near: list[Nearness], path: Path) -> None:
     """The samples that are most like copies, above their nearest training images; beside them the same of unseen images."""
     train_rows = context.train.rows(context.options.reference_images)
     figure, axes = _figure(11, 2.3, 2)

@@ -1,5 +1,6 @@
 """The real images that a model is measured with: read as its training read them, and checked to be of its kind."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -35,6 +36,11 @@ class RealImages:
         return self.data.image_shape
 
     @property
+    def num_bytes(self) -> int:
+        """Of all images, decoded."""
+        return len(self) * math.prod(self.image_shape) * self.bit_depth // 8
+
+    @property
     def bit_depth(self) -> int:
         return 8 if self.data.dtype == torch.uint8 else 16
 
@@ -61,7 +67,11 @@ class RealImages:
 
 
 def read_images(
-    config: TrainConfig, padding: int, image_shape: tuple[int, int, int], num_classes: int | None
+    config: TrainConfig,
+    padding: int,
+    image_shape: tuple[int, int, int],
+    class_names: list[str] | None,
+    known_names: list[str] | None = None,
 ) -> RealImages:
     """Reads a split, and checks that it is what the model was made for.
 
@@ -69,12 +79,16 @@ def read_images(
         config (`TrainConfig`): names the data.
         padding (`int`): black pixels on every side that the network was trained with.
         image_shape (`tuple[int, int, int]`): (C, H, W) of the network.
-        num_classes (`int`, *optional*): of a class-conditional model.
+        class_names (`list[str]`, *optional*): of a class-conditional model, in the order of its embeddings.
+        known_names (`list[str]`, *optional*): of the classes of another split, for a column of integers without names.
 
     Raises:
         UserError: for a split that cannot be read, is empty, or does not fit the model.
     """
-    data = load_images(config)
+    try:
+        data = load_images(config, known_names)
+    except UserError as error:
+        raise UserError(str(error).replace("`dataset_name`", "`--dataset`")) from error
     channels, height, width = data.image_shape
     said = f"`--dataset` is {config.dataset_name!r}, whose images"
     if channels != image_shape[0]:
@@ -90,16 +104,22 @@ def read_images(
             f"{said} have {height}×{width} pixels{with_padding}, and the model has {image_shape[1]}×{image_shape[2]}. Add "
             f"--resolution {image_shape[1]} {image_shape[2]} if it was trained on scaled images{padding_remedy}."
         )
-    if num_classes is not None:
+    if class_names is not None:
         if data.labels is None:
             columns = f" Columns of integers: {', '.join(data.unused_labels)}." if data.unused_labels else ""
             raise UserError(
                 f"{said} have no classes, and the model is class-conditional: the bound and the class fidelity need them. Name "
                 f"their column with --label_column.{columns}"
             )
-        if len(data.class_names) != num_classes:
+        if len(data.class_names) != len(class_names):
             raise UserError(
-                f"{said} have {len(data.class_names)} classes, and the model has {num_classes}. Name the data it was trained on."
+                f"{said} have {len(data.class_names)} classes, and the model has {len(class_names)}. Name the data it was trained "
+                f"on."
+            )
+        if data.class_names != class_names and sorted(data.class_names) == sorted(class_names):
+            raise UserError(
+                f"{said} have the model's classes in another order: {', '.join(data.class_names)}, and the model has "
+                f"{', '.join(class_names)}. Name the data it was trained on."
             )
     name = config.dataset_name.rstrip("/").split("/")[-1]
     return RealImages(data, name, config.split, padding)

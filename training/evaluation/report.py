@@ -10,9 +10,10 @@ from ddpm_hub.evaluation_tables import evaluation_markdown
 from ddpm_hub.metrics_file import metrics_fault, without_nulls
 from evaluation import plots
 from evaluation.context import Context
+from evaluation.files import PLOTS, TABLES, picture
 from evaluation.measure import BoundResult, SampleResult
 
-METRICS_FILE, TABLES_FILE, PLOTS = "metrics.json", "evaluation.md", "plots"
+METRICS_FILE = "metrics.json"
 
 
 def read_metrics(output: Path, identity: dict) -> dict:
@@ -51,22 +52,27 @@ def write_report(
     found = (bound.metrics if bound else {}) | (samples.metrics if samples else {}) | tables
     new = headlines(context, found)
     kept = [e for e in metrics.get("evaluation", []) if e["type"] not in {entry["type"] for entry in new}]
-    metrics |= without_nulls({"model": {"sha256": context.identity["sha256"]}, "evaluation": [*new, *kept]} | found)
+    data = {"dataset": context.held.name, "split": context.held.split, "fingerprint": context.held.data.fingerprint,
+            "train_split": context.train.split, "train_fingerprint": context.train.data.fingerprint}  # fmt: skip
+    new = [{"dataset": context.held.name} | entry for entry in new]
+    metrics |= without_nulls(
+        {"model": {"sha256": context.identity["sha256"]}, "data": data, "evaluation": [*new, *kept]} | found
+    )
     if fault := metrics_fault(metrics):
         raise RuntimeError(f"a figure is no finite number: {fault}; nothing was written.")
     (output / PLOTS).mkdir(parents=True, exist_ok=True)
     if bound:
-        plots.draw_bound(bound, output / PLOTS / "bound.png")
-        plots.draw_calibration(bound.metrics["calibration"], output / PLOTS / "calibration.png")
+        plots.draw_bound(bound, picture(output, "bound"))
+        plots.draw_calibration(bound.metrics["calibration"], picture(output, "calibration"))
     if samples:
-        plots.draw_nearness(samples.nearness, output / PLOTS / "memorisation.png")
+        plots.draw_nearness(samples.nearness, picture(output, "memorisation"))
         for space, near in samples.nearness.items():
-            plots.draw_pairs(context, samples, near, output / PLOTS / f"closest_pairs_{space}.png")
+            plots.draw_pairs(context, samples, near, picture(output, f"closest_pairs_{space}"))
     for name, drawer in (("quality_by_steps", plots.draw_steps), ("quality_by_guidance", plots.draw_guidance)):
         if name in tables:
-            drawer(tables[name], metrics.get("quality", {}), output / PLOTS / f"{name}.png")
+            drawer(tables[name], metrics.get("quality", {}), picture(output, name))
     write_whole(output / METRICS_FILE, json.dumps(metrics, indent=2, ensure_ascii=False) + "\n")
-    write_whole(output / TABLES_FILE, evaluation_markdown(metrics))
+    write_whole(output / TABLES, evaluation_markdown(metrics))
     return metrics
 
 
@@ -100,11 +106,11 @@ def headlines(context: Context, found: dict) -> list[dict]:
                 "type": f"memorisation_{each['space']}",
                 "name": f"As near to a training image as a copy, in {each['space']}",
                 "description": f"the share of samples whose nearest training image, in {each['space']}, is closer, compared with "
-                f"the next 50, than that of all but 1 % of unseen images: {'COPIES' if each['is_flagged'] else 'no copies'}",
+                f"the next 50, than that of the nearest 1 % of unseen images: {'COPIES' if each['is_flagged'] else 'no copies'}",
                 "value": each["share"],
                 "split": each["split"],
                 "num_reference": each["num_unseen"],
-                "reference": {"name": "unseen images", "value": 0.01},
+                "reference": {"name": "unseen images", "value": each["expected"]},
             }
         )
     return entries
@@ -139,7 +145,7 @@ _QUALITY = (
 
 def _quality_entries(context: Context, quality: dict) -> list[dict]:
     """Samples against the training split, between real images and noise."""
-    by_images = {(row["images"], row["against"]): row for row in quality["rows"]}
+    by_images = {(row["images"], row["against"]): row for row in reversed(quality["rows"])}  # the first of each
     split = context.train.split
     ours, real, noise = (by_images[name, split] for name in ("samples", context.held.split, "noise"))
     entries = []
@@ -168,7 +174,6 @@ def _quality_entries(context: Context, quality: dict) -> list[dict]:
                 "name": "Inception Score",
                 "description": "how sure and how varied the classes are; more is better",
                 "value": score["value"],
-                "standard_error": score["spread"],
                 "reference": {"name": "unseen real images", "value": score["real"]},
             }
         )

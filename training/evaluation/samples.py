@@ -22,7 +22,7 @@ class Settings:
     guidance_scale: float
 
 
-def resolve(pipeline, labels: torch.Tensor | None, **given) -> Settings:
+def resolve(pipeline, labels: torch.Tensor | None, largest_seed: int, **given) -> Settings:
     """The settings of a call with these arguments, as the pipeline completes them by what is stored with the model.
 
     Raises:
@@ -30,7 +30,7 @@ def resolve(pipeline, labels: torch.Tensor | None, **given) -> Settings:
     """
     given = {name: given.get(name) for name in SETTINGS}
     labelled = {} if labels is None else {"class_labels": [0]}
-    pipeline.stream(1, seed=0, **given, **labelled).close()  # checks them
+    pipeline.stream(1, seed=largest_seed, **given, **labelled).close()  # checks them
     chosen = settings_for_call(pipeline.config.sampling, given, labels is not None, USUAL)
     sampler = make_sampler(pipeline.scheduler, chosen.sampler, chosen.num_inference_steps, chosen.eta)
     return Settings(chosen.sampler, len(sampler.timesteps), getattr(sampler, "eta", None), chosen.guidance_scale)
@@ -82,6 +82,11 @@ class Drawing:
         return self._stage("noise", {}, compute)
 
     def _looked_at(self, sample: torch.Tensor) -> dict[str, torch.Tensor]:
+        if not bool(sample.isfinite().all()):
+            raise RuntimeError(
+                "samples hold NaN or infinity: the network's weights are damaged, or its precision does not suffice; look at the "
+                "model, and leave --mixed_precision out."
+            )
         pixels = denormalize(sample)
         if self.padding:
             pixels = pixels[..., self.padding : -self.padding, self.padding : -self.padding]

@@ -6,6 +6,7 @@ stage depends on; so nothing is computed twice, and nothing of other settings is
 
 import hashlib
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -64,7 +65,7 @@ class Work:
         with tqdm(total=sum(sizes), initial=done, desc=stage.name.replace("_", " "), disable=not shown) as bar:
             for unit in in_turns(missing, self._state, bar, lambda unit: sizes[unit]):
                 tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in stage.compute(unit).items()}
-                write_tensors(results.path(unit), tensors, {})
+                write_tensors(results.path(unit), tensors, {"sha256": content_hash(tensors)})
         wait_for_all(self._state)
         return results
 
@@ -84,17 +85,45 @@ class Results:
         for left in self._folder.glob(f"*{PARTIAL}"):  # by killed processes
             left.unlink()
         (self._folder / "facts.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-        return [unit for unit in range(self._units) if not self.path(unit).exists()]
+        return [unit for unit in range(self._units) if read_checked(self.path(unit), {}) is None]
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         from safetensors.torch import load_file
 
-        return (load_file(self.path(unit)) for unit in range(self._units))
+        return (load_file(self.path(unit)) for unit in range(self._units))  # they were checked
 
     def joined(self, *names: str) -> list[torch.Tensor]:
         """Each of these tensors, of all units one after another."""
         parts = [[tensors[name] for name in names] for tensors in self]
         return [torch.cat(pieces) for pieces in zip(*parts, strict=True)]
+
+
+def content_hash(tensors: dict[str, torch.Tensor]) -> str:
+    """SHA-256 of the tensors, with their names."""
+    hashed = hashlib.sha256()
+    for name in sorted(tensors):
+        hashed.update(name.encode())
+        hashed.update(tensors[name].detach().cpu().contiguous().numpy())
+    return hashed.hexdigest()
+
+
+def read_checked(path: Path, metadata: dict[str, str]) -> dict[str, torch.Tensor] | None:
+    """The tensors of a file, if they are those that were written with this metadata; `None`, with a message, if it is damaged."""
+    from safetensors import SafetensorError, safe_open
+
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            said = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        reason = None if said == metadata | {"sha256": content_hash(tensors)} else "its hash differs"
+    except (SafetensorError, OSError) as error:
+        reason = str(error)
+    if reason is None:
+        return tensors
+    print(f"{path} is damaged ({reason}); it is computed again.", file=sys.stderr, flush=True)
+    return None
 
 
 def digest(facts: dict) -> str:
