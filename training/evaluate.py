@@ -19,6 +19,7 @@ Exit status: 0 done; 1 it failed; 2 a mistake in what was given; 130 (Ctrl-C) or
 import argparse
 import fcntl
 import os
+import re
 import sys
 from datetime import timedelta
 from pathlib import Path
@@ -218,14 +219,19 @@ def measure(context):
 
 
 def is_own_card(output: Path) -> bool:
-    """Whether README.md is what the folder's own files give, or is not there: nobody's text is lost if it is written anew."""
+    """Whether README.md is what the folder's own files give, or is not there: nobody's text is lost if it is written anew.
+
+    A folder may have been renamed since: then the card has its old name.
+    """
     from ddpm_hub.model_card import render_card
 
     card = output / "README.md"
     if not (output / "model_index.json").is_file() or not card.exists():
         return True
     try:
-        return card.read_text(encoding="utf-8").rstrip("\n") == render_card(output).content.rstrip("\n")
+        written, rendered = card.read_text(encoding="utf-8").rstrip("\n"), render_card(output).content.rstrip("\n")
+        old, new = (re.search("^# (.*)$", text, re.MULTILINE) for text in (written, rendered))
+        return old is not None and written.replace(old[1], new[1]) == rendered
     except (OSError, ValueError):
         return False
 
