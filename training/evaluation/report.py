@@ -187,7 +187,8 @@ def _of_samples(quality: dict) -> dict:
 
 def summary(metrics: dict) -> str:
     """What the command says at its end, a line for each headline."""
-    lines = []
+    quality = metrics.get("quality", metrics.get("quality_by_steps", metrics.get("quality_by_guidance", {})))
+    lines = [f"  Features of {quality['extractor']}, SHA-256 {quality['extractor_sha256'][:12]}"] if quality else []
     for entry in metrics["evaluation"]:
         error = f" ± {entry['standard_error']:.2g}" if "standard_error" in entry else ""
         compared = [entry[key] for key in ("reference", "worst") if key in entry]
