@@ -53,11 +53,7 @@ def evaluate(*arguments, **options) -> Result:
 
 
 def error_of(result: Result, status: int = 2) -> str:
-    """The one line that is said of an error."""
-    assert result.returncode == status, result.stderr
-    assert "Traceback" not in result.stderr
-    (line,) = [line for line in result.stderr.splitlines() if line.startswith("evaluate.py: error: ")]
-    return line
+    return result.error("evaluate.py", status)
 
 
 def save_digits(folder: Path, classes: int = 3, size: int = 8, mode: str = "L", labels: bool = True) -> Path:

@@ -6,6 +6,7 @@ import itertools
 import pytest
 from conftest import REPOSITORY
 from markdown_it import MarkdownIt
+from test_model_card import leaves
 
 from ddpm_hub.evaluation_tables import evaluation_markdown, with_error
 from ddpm_hub.metrics_file import METRICS, metrics_fault
@@ -26,14 +27,6 @@ def filled(form, numbers, where=""):
 def metrics() -> dict:
     numbers = itertools.count(211)
     return {part: filled(METRICS[part], numbers) for part in PARTS}
-
-
-def leaves(value, path=()):
-    if isinstance(value, dict | list):
-        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from leaves(inner, (*path, key))
-    else:
-        yield path, value
 
 
 # Told in words, as an error of two digits beside its value, or only to programs.

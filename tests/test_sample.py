@@ -53,11 +53,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 def error_of(result: Result, status: int = 2) -> str:
-    """The one line that is said of an error."""
-    assert result.returncode == status, result.stderr
-    assert "Traceback" not in result.stderr
-    (line,) = [line for line in result.stderr.splitlines() if line.startswith("sample.py: error: ")]
-    return line
+    return result.error("sample.py", status)
 
 
 @pytest.fixture(scope="module")

@@ -26,6 +26,13 @@ class Result:
     stdout: str
     stderr: str
 
+    def error(self, script: str, status: int = 2) -> str:
+        """The one line that is said of an error."""
+        assert self.returncode == status, self.stderr
+        assert "Traceback" not in self.stderr
+        (line,) = [line for line in self.stderr.splitlines() if line.startswith(f"{script}: error: ")]
+        return line
+
 
 class TrainServer:
     """Starts runs; to be closed at the end."""

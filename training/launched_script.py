@@ -1,5 +1,6 @@
 """What the scripts that many processes run together do alike: how they tell what is wrong, agree, wait and end."""
 
+import argparse
 import os
 import signal
 import sys
@@ -10,6 +11,22 @@ from collections.abc import Callable, Iterator, Sequence
 from train_config import UserError
 
 FAILED, MISTAKE = 1, 2
+
+
+class ScriptParser(argparse.ArgumentParser):
+    """A command line whose mistakes are a [`UserError`], like all others."""
+
+    def __init__(self, prog: str, description: str, epilog: str):
+        super().__init__(
+            prog=prog,
+            description=description,
+            epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    def error(self, message: str) -> None:
+        raise UserError(f"{message.rstrip('.')}; `{self.prog} --help` lists all options.")
 
 
 def run_script(name: str, argv: list[str], run: Callable[[], int], after_signal: str) -> int:

@@ -2,7 +2,7 @@
 
 import argparse
 
-from train_config import UserError
+from launched_script import ScriptParser
 
 _DESCRIPTION = (
     "Draws many samples of a model, with all processes together. The same command goes on after an interruption."
@@ -11,24 +11,13 @@ _EXAMPLE = """example:
   accelerate launch training/sample.py --model outputs/digits --num_images 50000 --output_dir outputs/digits_50k"""
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:
-        raise UserError(f"{message.rstrip('.')}; `sample.py --help` lists all options.")
-
-
 def parse_options(argv: list[str]) -> argparse.Namespace:
     """Reads the command line. The values are checked where they are used.
 
     Raises:
         UserError: for an option that does not exist, is missing, or has no number where one is due.
     """
-    parser = _Parser(
-        prog="sample.py",
-        description=_DESCRIPTION,
-        epilog=_EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = ScriptParser("sample.py", _DESCRIPTION, _EXAMPLE)
     add = parser.add_argument
     add(
         "--model",

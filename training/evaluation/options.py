@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from config_checks import UserError
+from launched_script import ScriptParser
 from output_folder import read_config
 from train_config import TrainConfig
 
@@ -28,24 +29,13 @@ _EXAMPLE = """example:
   accelerate launch training/evaluate.py --model USER/NAME --dataset zalando-datasets/fashion_mnist --output_dir outputs/judged"""
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:
-        raise UserError(f"{message.rstrip('.')}; `evaluate.py --help` lists all options.")
-
-
 def parse_options(argv: list[str]) -> argparse.Namespace:
     """Reads the command line.
 
     Raises:
         UserError: for an option that does not exist, is missing, or has no number where one is due.
     """
-    parser = _Parser(
-        prog="evaluate.py",
-        description=_DESCRIPTION,
-        epilog=_EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = ScriptParser("evaluate.py", _DESCRIPTION, _EXAMPLE)
     add = parser.add_argument
     add(
         "--model",
