@@ -100,8 +100,13 @@ def headlines(context: Context, found: dict) -> list[dict]:
             }
         )
     for each in found.get("memorisation", []):
+        judged = _of_samples(found["quality"])
+        if each["space"] == "pixels":  # which no extractor has seen
+            judged = {
+                key: value for key, value in judged.items() if key not in ("extractor", "extractor_sha256", "resize")
+            }
         entries.append(
-            _of_samples(found["quality"])
+            judged
             | {
                 "type": f"memorisation_{each['space']}",
                 "name": f"As near to a training image as a copy, in {each['space']}",
