@@ -126,6 +126,7 @@ def speed_table(model: ModelFolder) -> str:
 _DISTANCES = {
     "FID": lambda row: _figure(row, "fid"),
     "KID × 1000": lambda row: _thousandths(row),
+    "Compared": lambda row: _figure(row, "num_compared"),
     "Precision": lambda row: _figure(row, "precision"),
     "Recall": lambda row: _figure(row, "recall"),
     "Density": lambda row: _figure(row, "density"),
@@ -197,6 +198,7 @@ def _memorisation(metrics: dict) -> Section | None:
         "Expected": lambda row: _percent(row, "expected"),
         "By chance": lambda row: f"{row['probability']:.3g}" if "probability" in row else "",
         "Nearer than unseen": lambda row: _percent(row, "closeness"),
+        "Duplicates": lambda row: _figure(row, "num_duplicates"),
         "Median distance": lambda row: _figure(row, "median"),
         "Of unseen images": lambda row: _figure(row, "unseen_median"),
         "Copies?": lambda row: {True: "**yes**", False: "no"}.get(row.get("is_flagged"), ""),

@@ -18,6 +18,7 @@ _DRAWN = {
 _JUDGED = {"extractor": str, "extractor_sha256": str, "resize": str}
 # Of features of samples and real images (training/evaluation/distances.py).
 _DISTANCES = {
+    "num_compared": int,  # images of each set, for precision, recall, density and coverage
     "fid": float,
     "kid": float,
     "kid_standard_error": float,
@@ -132,6 +133,7 @@ METRICS = {
             "split": str,  # of the unseen images
             "share": float,  # of samples as near to a training image as the nearest 1 % of unseen images
             "expected": float,  # of it on average if samples were like unseen images
+            "num_duplicates": int,  # unseen images that are training images, and set no limit
             "limit": float,  # distance to the nearest over that to the next 50, which 1 % of the unseen images do not exceed
             "probability": float,  # of at least that share if samples were like unseen images
             "closeness": float,  # how often a sample is nearer than an unseen image; 0.5 where they are alike

@@ -9,6 +9,7 @@ import math
 import os
 import re
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import quote
 
@@ -35,7 +36,7 @@ SAMPLES = 4  # that the snippets draw
 SOLVER_STEPS = 20
 
 
-def render_card(folder: str | Path, repo_id: str | None = None) -> ModelCard:
+def render_card(folder: str | Path, repo_id: str | None = None, name: str | None = None) -> ModelCard:
     """The card of a folder that `DDPMHubPipeline.save_pretrained` or a training run wrote.
 
     Args:
@@ -43,12 +44,14 @@ def render_card(folder: str | Path, repo_id: str | None = None) -> ModelCard:
             are any.
         repo_id (`str`, *optional*): `user/name` on the Hub, for the snippets; by default they name the folder, and leave out
             the revision that only a repository has.
+        name (`str`, *optional*): of the folder, where it is to be told by another than its own.
 
     Raises:
         FileNotFoundError: naming the file that the model lacks.
         ValueError: naming a damaged file and what is wrong in it.
     """
     model = read_model_folder(folder)
+    model = model if name is None else replace(model, name=name)
     if repo_id is not None:
         validate_repo_id(repo_id)
     scheduler = _scheduler(model, Path(folder))

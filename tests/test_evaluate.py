@@ -21,6 +21,7 @@ from train_processes import Result, TrainServer
 from ddpm_hub import DDPMHubPipeline, DDPMHubScheduler
 from ddpm_hub.domain_classifier import ShippedClassifier
 from ddpm_hub.metrics_file import metrics_fault
+from ddpm_hub.model_card import write_card
 
 pytestmark = pytest.mark.usefixtures("quiet_schedule")
 # A run of a few seconds; 64 features need more images than that.
@@ -336,6 +337,8 @@ def test_more_training_takes_the_old_figures_away(tmp_path):
     arguments = [
         "--config",
         "training/configs/smoke.yaml",
+        "--warmup_steps",
+        "0",
         "--lr_schedule",
         "constant",
         "--output_dir",
@@ -408,6 +411,7 @@ class TestMistakes:
             (["--bound_images", "1"], "`bound_images` is 1"),
             (["--seed", str(2**64 - 10)], "`seed`"),
             (["--train_split", "train", "--split", "train[:50%]"], "are among those of `--train_split` = 'train'"),
+            (["--train_split", "train[:20%]", "--split", "train"], "are among those of `--train_split` = 'train[:20%]'"),
             (["--num_inference_steps", "61"], "`num_inference_steps` is 61"),
             (["--steps", "2", "600"], "`--steps` has 600 for 'ddpm': `num_inference_steps` is 600"),
             (["--guidance", "-1"], "`guidance_scale` is -1"),
@@ -424,6 +428,16 @@ class TestMistakes:
         assert said in line
         assert not (folder / "metrics.json").exists()
         assert not list(folder.glob("evaluation/*/*"))  # nothing was computed
+
+    def test_other_data_take_the_place_of_all_figures(self, judged, data, tmp_path):
+        """What was measured with one split does not stand beside what was measured with another."""
+        folder = tmp_path / "model"
+        shutil.copytree(judged[0], folder, ignore=shutil.ignore_patterns("evaluation"))
+        result = evaluate("--model", folder, "--dataset", data, "--parts", "bound", *FEW, "--split", "test[:70]")
+        assert result.returncode == 0, result.stderr
+        metrics = metrics_of(folder)
+        assert [entry["type"] for entry in metrics["evaluation"]] == ["bits_per_dim"]
+        assert "quality" not in metrics
 
     def test_without_fid_few_images_are_enough(self, data, tmp_path):
         folder = save_model(tmp_path / "model")
@@ -461,6 +475,19 @@ class TestMistakes:
         assert "README.md was edited and is left as it is" in result.stdout
         assert (folder / "README.md").read_text(encoding="utf-8") == "my own words\n"
         assert "bound" in metrics_of(folder)
+
+    def test_a_card_of_this_package_is_written_anew_under_another_name(self, data, tmp_path):
+        """The folder is renamed, and an earlier evaluation was interrupted when its first plot was there."""
+        folder = save_model(tmp_path / "digits_v2")
+        write_card(folder)
+        folder = folder.rename(tmp_path / "my model")
+        arguments = ("--model", folder, "--dataset", data, "--parts", "bound", *FEW)
+        killed = "import evaluation.plots, os; evaluation.plots.draw_calibration = lambda *_: os._exit(9)"
+        assert evaluate(*arguments, patch=killed).returncode == 9
+        assert (folder / "plots" / "bound.png").exists()
+        result = evaluate(*arguments)
+        assert "and so has the card" in result.stdout
+        assert "### Bits per dimension" in (folder / "README.md").read_text(encoding="utf-8")
 
     def test_classes_in_another_order(self, data, tmp_path):
         folder = save_model(tmp_path / "model")

@@ -74,6 +74,19 @@ def test_samples_of_low_variety_are_near_but_no_copies(digits):
     assert not found.is_flagged, found
 
 
+def test_unseen_images_that_are_training_images_hide_no_copies(digits):
+    """A few of a data set's images are in both splits; the limit is that of the others."""
+    train, unseen = digits
+    own = np.random.default_rng(0)
+    copies = train[:500] + torch.from_numpy(own.normal(0, 0.01, (500, 64))).float()
+    spoiled = unseen.clone()
+    spoiled[::50] = train[::250]
+    found, clean = judge((train, spoiled), copies), judge((train, unseen), copies)
+    assert (found.num_duplicates, clean.num_duplicates) == (6, 0)
+    assert found.is_flagged
+    assert found.limit == pytest.approx(clean.limit, rel=0.2)
+
+
 @pytest.mark.parametrize(("share", "is_flagged"), [(0.0, False), (0.02, False), (0.06, True), (0.3, True)])
 def test_a_few_copies_among_honest_samples(digits, share, is_flagged):
     """Copies with noise of 0.03, a tenth of what lies between neighbours, in 1,000 samples like unseen images."""

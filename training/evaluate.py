@@ -18,6 +18,8 @@ Exit status: 0 done; 1 it failed; 2 a mistake in what was given; 130 (Ctrl-C) or
 
 import argparse
 import fcntl
+import hashlib
+import json
 import os
 import re
 import sys
@@ -29,6 +31,7 @@ from launched_script import check_same_everywhere, from_main_process, one_line, 
 from train_config import UserError
 
 PATIENCE = timedelta(days=1)
+NOTED = "card.sha256"
 
 
 def main(argv: list[str]) -> int:
@@ -55,7 +58,8 @@ def run(options: argparse.Namespace) -> int:
     tell_time(context)
     bound, samples, tables = measure(context)
     if state.is_main_process:
-        is_own = is_own_card(output)
+        if is_own := is_own_card(output):
+            note_card(output)
         metrics = write_report(context, output, bound, samples, tables)
         card = write_card_of(output, is_own)
         print(f"{summary(metrics)}\n{output / 'evaluation.md'}, metrics.json and plots/ have all of it{card}.")
@@ -89,11 +93,7 @@ def prepare(options: argparse.Namespace, state):
     is_local = Path(options.model).is_dir()
     name = Path("outputs", "evaluation", Path(options.model).name)
     output = Path(options.output_dir or (options.model if is_local else name)).expanduser()
-    if (output / "model_index.json").is_file() and identity(str(output), None)["sha256"] != which["sha256"]:
-        raise UserError(
-            f"`--output_dir` is {str(output)!r}, which holds another model, whose card would tell the figures of this one. Choose "
-            f"another folder."
-        )
+    check_not_anothers(output, options, which)
     held, train = read_data(options, pipeline, state)
     context = Context(options, pipeline, which, held, train, Work(work_folder(output), state), state)
     try:
@@ -115,6 +115,27 @@ def prepare(options: argparse.Namespace, state):
     except ValueError as error:
         raise UserError(one_line(error)) from error
     return context, output
+
+
+def check_not_anothers(output: Path, options: argparse.Namespace, which: dict) -> None:
+    """Whether the output folder is no model's, or this one's.
+
+    Raises:
+        UserError: if its card would tell the figures of another model.
+    """
+    from sample_settings import identity
+
+    if not (output / "model_index.json").is_file() or output.resolve() == Path(options.model).expanduser().resolve():
+        return
+    try:
+        if identity(str(output), None)["sha256"] == which["sha256"]:
+            return
+    except OSError:  # of a model that is not whole
+        pass
+    raise UserError(
+        f"`--output_dir` is {str(output)!r}, which holds another model, whose card would tell the figures of this one. Choose "
+        f"another folder."
+    )
 
 
 def check_numbers(options: argparse.Namespace) -> None:
@@ -219,9 +240,9 @@ def measure(context):
 
 
 def is_own_card(output: Path) -> bool:
-    """Whether README.md is what the folder's own files give, or is not there: nobody's text is lost if it is written anew.
+    """Whether README.md is what this package wrote, or is not there: nobody's text is lost if it is written anew.
 
-    A folder may have been renamed since: then the card has its old name.
+    Either it is the card that an evaluation has noted, or what the folder's own files give, by the name it has in it.
     """
     from ddpm_hub.model_card import render_card
 
@@ -229,11 +250,36 @@ def is_own_card(output: Path) -> bool:
     if not (output / "model_index.json").is_file() or not card.exists():
         return True
     try:
-        written, rendered = card.read_text(encoding="utf-8").rstrip("\n"), render_card(output).content.rstrip("\n")
-        old, new = (re.search("^# (.*)$", text, re.MULTILINE) for text in (written, rendered))
-        return old is not None and written.replace(old[1], new[1]) == rendered
+        written = card.read_text(encoding="utf-8")
+        if noted_card(output) == sha256(written):
+            return True
+        name = re.search(r'from_pretrained\(("(?:[^"\\]|\\.)*")', written)
+        rendered = render_card(output, name=json.loads(name[1])) if name else None
+        return rendered is not None and rendered.content.rstrip("\n") == written.rstrip("\n")
     except (OSError, ValueError):
         return False
+
+
+def sha256(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+def noted_card(output: Path) -> str | None:
+    """The hash of the card that was last found to be this package's."""
+    from evaluation.context import work_folder
+
+    path = work_folder(output) / NOTED
+    return path.read_text(encoding="utf-8") if path.exists() else None
+
+
+def note_card(output: Path) -> None:
+    """Remembers the card: an interruption may come between new plots, which a card lists, and the new card."""
+    from durable_files import write_whole
+    from evaluation.context import work_folder
+
+    card = output / "README.md"
+    if card.exists():
+        write_whole(work_folder(output) / NOTED, sha256(card.read_text(encoding="utf-8")))
 
 
 def write_card_of(output: Path, is_own: bool) -> str:
@@ -245,6 +291,7 @@ def write_card_of(output: Path, is_own: bool) -> str:
     if not is_own:
         return "; README.md was edited and is left as it is (`ddpm-hub card` writes a new one)"
     write_card(output)
+    note_card(output)
     return ", and so has the card, README.md"
 
 

@@ -165,7 +165,7 @@ def measure_samples(context: Context) -> SampleResult | None:
     train, _ = context.train_features
     held, held_logits = context.held_features
     drawing = context.drawing(options.num_samples)
-    stages = [drawing.stage("samples", context.settings), drawing.noise_stage()]
+    stages = [drawing.stage("samples", context.settings, keep_pixels=True), drawing.noise_stage()]
     results = [context.work.run(stage) for stage in stages]
     if not context.is_main:
         return None
@@ -196,7 +196,7 @@ def measure_samples(context: Context) -> SampleResult | None:
     pixels_shown, held_pixels = pixels[shown], context.held.as_bytes(held_rows)
 
     def training_pixels() -> Iterator[torch.Tensor]:
-        size = max(1, CHUNK_VALUES // pixels[0].numel())
+        size = max(1, min(CHUNK_VALUES // pixels[0].numel(), CHUNK_VALUES // CHUNK))
         return (context.train.as_bytes(rows).flatten(1) for rows in train_rows.split(size))
 
     found = {
@@ -229,7 +229,7 @@ def distances_of(real: torch.Tensor, fake: torch.Tensor, options) -> dict:
     manifolds = compare_manifolds(
         real[spread_rows(len(real), same)], fake[spread_rows(len(fake), same)], options.neighbors
     )
-    return fid | {"kid": kid, "kid_standard_error": error} | asdict(manifolds)
+    return fid | {"kid": kid, "kid_standard_error": error, "num_compared": same} | asdict(manifolds)
 
 
 def judged_by(context: Context, settings: Settings, count: int) -> dict:

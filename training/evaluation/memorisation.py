@@ -10,6 +10,7 @@ from evaluation.distances import nearest_of_parts
 
 NEIGHBORS = 50  # beside the nearest, by whose distance it is judged
 SHARE = 0.01  # of the unseen images that are as near as what is called a copy
+DUPLICATE = 0.01  # a ratio at which an unseen image is a training image
 PAIRS = 8  # shown
 # The share of samples that is called copying, where chance alone makes so much one time in a thousand.
 FLAGGED_SHARE = 0.03
@@ -54,6 +55,7 @@ class Copying:
         share (`float`): of the samples whose ratio is not above `limit`.
         limit (`float`): the ratio of the j-th nearest of n unseen images, j = n/100, or 1 of fewer.
         expected (`float`): j/(n+1), what the share is on average if samples are like unseen images.
+        num_duplicates (`int`): of the unseen images, which are training images and set no limit.
         probability (`float`): of at least so many then: beta-binomial, since the limit is of n images itself.
         closeness (`float`): how often a sample is nearer to its training image than an unseen one is to its own; 0.5 where
             they are alike (the statistic of Mann and Whitney, used for copies by Meehan et al. 2020, arXiv:2004.05675).
@@ -64,6 +66,7 @@ class Copying:
     share: float
     limit: float
     expected: float
+    num_duplicates: int
     probability: float
     closeness: float
     median: float
@@ -73,17 +76,19 @@ class Copying:
 
 def judge_copying(samples: Nearness, unseen: Nearness) -> Copying:
     """Compares the nearness of samples with that of real images that were not trained on."""
-    count, unseen_count = len(samples.ratios), len(unseen.ratios)
+    distinct = unseen.ratios[unseen.ratios > DUPLICATE]  # data sets have some images in both splits
+    count, unseen_count = len(samples.ratios), len(distinct)
     rank = max(1, int(SHARE * unseen_count))
-    limit = unseen.ratios.kthvalue(rank).values.item()
+    limit = distinct.kthvalue(rank).values.item() if unseen_count else DUPLICATE
     close = int((samples.ratios <= limit).sum())
-    probability = scipy.stats.betabinom.sf(close - 1, count, rank, unseen_count - rank + 1).item()
+    probability = scipy.stats.betabinom.sf(close - 1, count, rank, max(unseen_count - rank, 0) + 1).item()
     result = scipy.stats.mannwhitneyu(unseen.distances.numpy(), samples.distances.numpy())
     share = close / count
     return Copying(
         share=share,
         limit=limit,
         expected=rank / (unseen_count + 1),
+        num_duplicates=len(unseen.ratios) - unseen_count,
         probability=probability,
         closeness=result.statistic.item() / (count * len(unseen.distances)),
         median=samples.distances.median().item(),

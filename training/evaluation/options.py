@@ -44,12 +44,13 @@ def parse_options(argv: list[str]) -> argparse.Namespace:
         help="a folder, or USER/NAME on the Hub (its code is not run)",
     )
     add("--revision", help="a branch or commit of a repository")
-    add("--output_dir", metavar="FOLDER", help="where figures and plots go (default: the model's folder)")
+    add("--output_dir", metavar="FOLDER",
+        help="where figures and plots go (default: the model's folder; outputs/evaluation/NAME for a repository)")  # fmt: skip
     add("--parts", nargs="+", choices=PARTS, help="what to measure (default: all that applies)")
     add(
         "--full",
         action="store_true",
-        help="all unseen images for the bound and 50,000 samples, where no number is given",
+        help="all unseen images for the bound, 50,000 samples, 10,000 for a row of a table, where no number is given",
     )
     add("--batch_size", type=int, default=64, metavar="B", help="images that a process handles at once (default: 64)")
     add("--seed", type=int, default=0, help="of all noise; sample i has SEED + i (default: 0)")
@@ -66,7 +67,7 @@ def _add_data(group) -> None:
     add("--dataset", dest="dataset_name", metavar="FOLDER_OR_ID", help="a folder, or a data set of the Hub")
     add("--dataset_config", metavar="NAME", help="of a data set with several")
     add("--split", default="test", help="real images that were not trained on (default: test)")
-    add("--train_split", help="those that were")
+    add("--train_split", help="those that were (default: the run's, else train)")
     add("--image_column", metavar="NAME")
     add("--label_column", metavar="NAME")
     add("--image_mode", metavar="L|RGB|RGBA", help="convert the images")
@@ -91,12 +92,13 @@ def _add_bound(group) -> None:
 
 def _add_samples(group) -> None:
     add = group.add_argument
-    add("--num_samples", type=int, metavar="N", help="(default: 2000, or twice as many as features)")
+    add("--num_samples", type=int, metavar="N", help="(default: 2000, or twice as many as features if that is more)")
     add("--study_samples", type=int, metavar="N",
-        help="for each row of the tables (default: 500, or twice as many as features)")  # fmt: skip
+        help="for each row of the tables (default: 500, or twice as many as features if that is more)")  # fmt: skip
     add("--steps", type=int, nargs="+", metavar="N", help="rows of that table (default: 5 10 20 50 100, up to T)")
     add("--samplers", nargs="+", metavar="NAME", help="in that table (default: the model's own and ddpm)")
-    add("--guidance", type=float, nargs="+", default=[1, 1.5, 2, 3, 5], metavar="W", help="rows of that table")
+    add("--guidance", type=float, nargs="+", default=[1, 1.5, 2, 3, 5], metavar="W",
+        help="rows of that table (default: 1 1.5 2 3 5)")  # fmt: skip
     add(
         "--sampler",
         metavar="NAME",
@@ -151,7 +153,9 @@ def data_config(options: argparse.Namespace, split: str, has_classes: bool = Tru
 
 
 def train_split(options: argparse.Namespace) -> str:
-    return options.train_split or trained_with(options).get("split", "train")
+    stored = trained_with(options)
+    is_of_run = options.dataset_name in (None, stored.get("dataset_name"))
+    return options.train_split or (stored.get("split", "train") if is_of_run else "train")
 
 
 def trained_with(options: argparse.Namespace) -> dict:
@@ -165,6 +169,8 @@ def complete(options: argparse.Namespace, num_features: int | None) -> None:
     Args:
         num_features (`int`, *optional*): of the extractor, of which a covariance takes more images; `None` where there is none.
     """
+    given = {name: getattr(options, name) for name in FULL}
+    options.numbers_of_full_run = {name: given[name] or usual for name, usual in FULL.items()}
     for name, usual in (FULL if options.full else SUBSETS).items():
         if getattr(options, name) is None:
             least = 2 * (num_features or 0) if name in ("num_samples", "study_samples") else 0

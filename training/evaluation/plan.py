@@ -17,10 +17,8 @@ def estimate(context: Context) -> str:
     batch = options.batch_size
     network = seconds_of(lambda: _call(context, batch), state.device)
     looking = seconds_of(lambda: _look(context, batch), state.device) if set(context.parts) - {"bound"} else 0.0
-    timestep_images, drawn, looked_at = _amounts(context, options.bound_images, options.num_samples, options.study_samples, options.reference_images)  # fmt: skip
-    full = _amounts(
-        context, *(FULL[name] for name in ("bound_images", "num_samples", "study_samples", "reference_images"))
-    )
+    timestep_images, drawn, looked_at = _amounts(context, {name: getattr(options, name) for name in FULL})
+    full = _amounts(context, options.numbers_of_full_run)
 
     def seconds(amounts: tuple[int, int, int]) -> float:
         return ((amounts[0] + amounts[1]) * network + amounts[2] * looking) / batch / state.num_processes
@@ -48,24 +46,24 @@ def _look(context: Context, batch: int) -> object:
     return context.extractor(torch.zeros(batch, *context.train.image_shape, dtype=torch.uint8))
 
 
-def _amounts(context: Context, bound_images: int, samples: int, study: int, reference: int) -> tuple[int, int, int]:
+def _amounts(context: Context, numbers: dict[str, int]) -> tuple[int, int, int]:
     """Images × network calls for the bound and for samples, and images that the extractor looks at."""
     num_timesteps, options, parts = len(context.pipeline.scheduler), context.options, context.parts
     bound = drawn = looked_at = 0
     if "bound" in parts:
-        count = min(bound_images, len(context.held))
+        count = min(numbers["bound_images"], len(context.held))
         bound = count * (options.timesteps_per_image or num_timesteps) + options.analytic_images * num_timesteps
     if set(parts) - {"bound"}:
         splits = (context.train, context.held) if "samples" in parts else (context.train,)
-        looked_at += sum(min(len(each), reference) for each in splits)
+        looked_at += sum(min(len(each), numbers["reference_images"]) for each in splits)
     if "samples" in parts:
-        drawn += samples * _calls(context.settings)
-        looked_at += 2 * samples
+        drawn += numbers["num_samples"] * _calls(context.settings)
+        looked_at += 2 * numbers["num_samples"]
     tables: dict[str, Callable] = {"steps": steps_settings, "guidance": guidance_settings}
     for part in tables.keys() & set(parts):
         rows = tables[part](context)
-        drawn += study * sum(map(_calls, rows))
-        looked_at += study * len(rows)
+        drawn += numbers["study_samples"] * sum(map(_calls, rows))
+        looked_at += numbers["study_samples"] * len(rows)
     return bound, drawn, looked_at
 
 

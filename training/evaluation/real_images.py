@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from image_data import ImageData, load_images, spread_rows
+from image_data import ImageData, load_images, local_folder, spread_rows
 from torch.nn import functional
 from train_config import TrainConfig, UserError
 
@@ -17,7 +17,7 @@ class RealImages:
 
     Attributes:
         data (`ImageData`): N images without the padding.
-        name (`str`): of the data set, without a path.
+        name (`str`): the data set's id on the Hub, or the name of its folder.
         split (`str`)
         padding (`int`): black pixels on every side of what the network sees.
     """
@@ -121,5 +121,5 @@ def read_images(
                 f"{said} have the model's classes in another order: {', '.join(data.class_names)}, and the model has "
                 f"{', '.join(class_names)}. Name the data it was trained on."
             )
-    name = config.dataset_name.rstrip("/").split("/")[-1]
-    return RealImages(data, name, config.split, padding)
+    folder = local_folder(config)
+    return RealImages(data, config.dataset_name if folder is None else folder.resolve().name, config.split, padding)

@@ -14,6 +14,10 @@ from evaluation.files import PLOTS, TABLES, picture
 from evaluation.measure import BoundResult, SampleResult
 
 METRICS_FILE = "metrics.json"
+# Parts of metrics.json, and the headlines of samples.
+OF_AN_EVALUATION = {"bound", "calibration", "quality", "memorisation", "classes", "colour", "quality_by_steps", "quality_by_guidance"}  # fmt: skip
+OF_SAMPLES = {"fid", "kid", "precision", "recall", "density", "coverage", "inception_score", "class_fidelity",
+              "memorisation_pixels", "memorisation_features"}  # fmt: skip
 
 
 def read_metrics(output: Path, identity: dict) -> dict:
@@ -51,10 +55,15 @@ def write_report(
     metrics = read_metrics(output, context.identity)
     found = (bound.metrics if bound else {}) | (samples.metrics if samples else {}) | tables
     new = headlines(context, found)
-    kept = [e for e in metrics.get("evaluation", []) if e["type"] not in {entry["type"] for entry in new}]
+    measured = {"bits_per_dim"} if bound else set()
+    measured |= OF_SAMPLES if samples else set()
     data = {"dataset": context.held.name, "split": context.held.split, "fingerprint": context.held.data.fingerprint,
             "train_split": context.train.split, "train_fingerprint": context.train.data.fingerprint}  # fmt: skip
     new = [{"dataset": context.held.name} | entry for entry in new]
+    if metrics.get("data", data) != data:  # what was measured with other data does not stand beside this
+        metrics = {key: value for key, value in metrics.items() if key not in OF_AN_EVALUATION}
+        measured = {"bits_per_dim"} | OF_SAMPLES
+    kept = [entry for entry in metrics.get("evaluation", []) if entry["type"] not in measured]
     metrics |= without_nulls(
         {"model": {"sha256": context.identity["sha256"]}, "data": data, "evaluation": [*new, *kept]} | found
     )
@@ -110,9 +119,10 @@ def headlines(context: Context, found: dict) -> list[dict]:
             | {
                 "type": f"memorisation_{each['space']}",
                 "name": f"As near to a training image as a copy, in {each['space']}",
-                "description": f"the share of samples whose nearest training image, in {each['space']}, is closer, compared with "
+                "description": f"the share of samples whose nearest training image, in {each['space']}, is not farther, compared with "
                 f"the next 50, than that of the nearest 1 % of unseen images: {'COPIES' if each['is_flagged'] else 'no copies'}",
                 "value": each["share"],
+                "num_samples": each["num_samples"],
                 "split": each["split"],
                 "num_reference": each["num_unseen"],
                 "reference": {"name": "unseen images", "value": each["expected"]},
@@ -163,7 +173,7 @@ def _quality_entries(context: Context, quality: dict) -> list[dict]:
             "description": description,
             "value": ours[key],
             "split": split,
-            "num_reference": ours["num_reference"],
+            "num_reference": ours["num_reference"] if key in ("fid", "kid") else ours["num_compared"],
             "reference": {"name": f"{real['num_images']:,} unseen real images", "value": real[key]},
             "worst": {"name": "noise", "value": noise[key]},
         }

@@ -57,8 +57,8 @@ class Drawing:
     padding: int
     facts: dict
 
-    def stage(self, name: str, settings: Settings) -> Stage:
-        """Draws with these settings: `pixels`, (B, C, H, W), `features`, (B, d), and `logits`, (B, K), of each batch."""
+    def stage(self, name: str, settings: Settings, keep_pixels: bool = False) -> Stage:
+        """Draws with these settings: `features`, (B, d), `logits`, (B, K), and if asked `pixels`, (B, C, H, W), of each batch."""
 
         def compute(unit: int) -> dict[str, torch.Tensor]:
             rows = range(unit * self.batch_size, min((unit + 1) * self.batch_size, self.count))
@@ -66,9 +66,9 @@ class Drawing:
             sample = self.pipeline(
                 len(rows), seed=self.seed + rows.start, output_type="sample", **asdict(settings), **given
             ).images
-            return self._looked_at(sample)
+            return self._looked_at(sample, keep_pixels)
 
-        return self._stage(name, asdict(settings), compute)
+        return self._stage(name, asdict(settings) | {"keep_pixels": keep_pixels}, compute)
 
     def noise_stage(self) -> Stage:
         """What sampling starts from, as images: standard normal numbers in place of samples."""
@@ -81,7 +81,7 @@ class Drawing:
 
         return self._stage("noise", {}, compute)
 
-    def _looked_at(self, sample: torch.Tensor) -> dict[str, torch.Tensor]:
+    def _looked_at(self, sample: torch.Tensor, keep_pixels: bool = False) -> dict[str, torch.Tensor]:
         if not bool(sample.isfinite().all()):
             raise RuntimeError(
                 "samples hold NaN or infinity: the network's weights are damaged, or its precision does not suffice; look at the "
@@ -90,7 +90,7 @@ class Drawing:
         pixels = denormalize(sample)
         if self.padding:
             pixels = pixels[..., self.padding : -self.padding, self.padding : -self.padding]
-        return {"pixels": pixels} | joined_batches([self.extractor(pixels)])
+        return joined_batches([self.extractor(pixels)]) | ({"pixels": pixels} if keep_pixels else {})
 
     def _stage(self, name: str, settings: dict, compute) -> Stage:
         facts = self.facts | {
