@@ -251,7 +251,7 @@ def _use(model: ModelFolder, scheduler) -> dict:
     solver = _solver_arguments(model.scheduler, scheduler)
     own = model.sampling
     is_ddpm = own.get("sampler", "ddpm") == "ddpm" and own.get("eta", 1) == 1
-    steps = possibledrawn_with(scheduler, own.get("num_inference_steps", 100) if is_ddpm else 100)
+    steps = possible_steps(scheduler, own.get("num_inference_steps", 100) if is_ddpm else 100)
     labels = [k % len(model.class_names) for k in range(SAMPLES)] if model.class_names else None
     is_picture = channels in (1, 3, 4)
     output = [] if is_picture and model.unet.get("out_channels") == channels else ['output_type="np"']
@@ -283,7 +283,7 @@ def _stock_variance(variance_type: str | None) -> str:
     return f'variance_type="{"fixed_large" if variance_type == "fixed_large_log" else "fixed_small"}"'
 
 
-def possibledrawn_with(scheduler, wanted: int) -> int:
+def possible_steps(scheduler, wanted: int) -> int:
     """The number of steps that is wanted, if the schedule can be cut to it; else all."""
     wanted = min(wanted, len(scheduler))
     try:
