@@ -78,7 +78,7 @@ class InceptionExtractor:
             self._network = NoTrainInceptionV3("inception-v3-compat", layers, weights, antialias=False)
         except (ImportError, RuntimeError, OSError, KeyError, pickle.UnpicklingError) as error:
             # The package is missing or does not fit the torch that is there, or the weights cannot be downloaded.
-            raise _unavailable("inception", "pip install 'ddpm_hub[inception]'", error) from error
+            raise _unavailable("inception", "pip install 'torch-fidelity>=0.4'", error) from error
         self._network.to(device)
         self._device = device
         self.facts = Facts(
@@ -105,7 +105,7 @@ class DINOv2Extractor:
 
             self._network = AutoModel.from_pretrained(repo)
         except (ImportError, OSError, ValueError, RuntimeError) as error:
-            raise _unavailable("dinov2", "pip install 'ddpm_hub[dinov2]'", error) from error
+            raise _unavailable("dinov2", "pip install 'transformers>=5'", error) from error
         self._network.to(device).eval().requires_grad_(False)
         self.num_features = self._network.config.hidden_size
         size = DINOV2_SIZE
