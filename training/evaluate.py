@@ -52,7 +52,7 @@ def run(options: argparse.Namespace) -> int:
     fingerprints = {"data": context.held.data.fingerprint, "training data": context.train.data.fingerprint}
     check_same_everywhere({**context.identity, **context.facts, **fingerprints, **vars(options)})
     descriptor = from_main_process(state, lambda: claim(output))
-    from_main_process(state, lambda: read_metrics(output, context.identity) and None)
+    from_main_process(state, lambda: read_metrics(output, context.identity))
     if state.is_main_process:
         print(f"{output}: {', '.join(context.parts)}.", flush=True)
     tell_time(context)
