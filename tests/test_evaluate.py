@@ -438,6 +438,7 @@ class TestMistakes:
         metrics = metrics_of(folder)
         assert [entry["type"] for entry in metrics["evaluation"]] == ["bits_per_dim"]
         assert "quality" not in metrics
+        assert {path.name for path in (folder / "plots").iterdir()} == {"bound.png", "calibration.png"}
 
     def test_without_fid_few_images_are_enough(self, data, tmp_path):
         folder = save_model(tmp_path / "model")

@@ -1,7 +1,7 @@
 """Trains a classifier that ships with the package, by whose features samples are judged (`ddpm_hub/domain_classifier.py`).
 
     python training/train_classifier.py --dataset training/data/digits --output ddpm_hub/domain_classifiers/digits.safetensors \\
-        --width 16 --epochs 120 --batch_size 64 --shift 1
+        --width 16 --epochs 100 --batch_size 64 --shift 1
     python training/train_classifier.py --dataset zalando-datasets/fashion_mnist --flip \\
         --output ddpm_hub/domain_classifiers/fashion_mnist.safetensors
 

@@ -10,7 +10,7 @@ from ddpm_hub.evaluation_tables import evaluation_markdown
 from ddpm_hub.metrics_file import metrics_fault, without_nulls
 from evaluation import plots
 from evaluation.context import Context
-from evaluation.files import PLOTS, TABLES, picture
+from evaluation.files import PLOTS, TABLES, picture, remove_evaluation
 from evaluation.measure import BoundResult, SampleResult
 
 METRICS_FILE = "metrics.json"
@@ -63,6 +63,7 @@ def write_report(
     if metrics.get("data", data) != data:  # what was measured with other data does not stand beside this
         metrics = {key: value for key, value in metrics.items() if key not in OF_AN_EVALUATION}
         measured = {"bits_per_dim"} | OF_SAMPLES
+        remove_evaluation(output)
     kept = [entry for entry in metrics.get("evaluation", []) if entry["type"] not in measured]
     metrics |= without_nulls(
         {"model": {"sha256": context.identity["sha256"]}, "data": data, "evaluation": [*new, *kept]} | found
