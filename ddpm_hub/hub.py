@@ -48,7 +48,7 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-SPACE_FILES = ("app.py", "inference.py", "requirements.txt")
+SPACE_FILES = ("*.py", "*.css", "requirements.txt", "tabs/*.py", "example_images/*")
 
 
 # --- A finished repository as a folder ---
@@ -294,8 +294,10 @@ def space_files(model: str) -> dict[str, Path | bytes]:
     card = SpaceCard((space / "README.md").read_text(encoding="utf-8"))
     card.data.models = [model]
     package = Path(__file__).parent
+    files = sorted(path for pattern in SPACE_FILES for path in space.glob(pattern))
     return {
         "README.md": card.content.encode(),
-        **{name: space / name for name in SPACE_FILES},
+        **{path.relative_to(space).as_posix(): path for path in files},
+        "docs/EQUATIONS.md": shared_file("docs") / "EQUATIONS.md",
         **{f"ddpm_hub/{path.name}": path for path in sorted(package.glob("*.py"))},
     }

@@ -1,4 +1,5 @@
-"""docs/EQUATIONS.md names functions and tests that exist, and the numbers of its slips are recomputed."""
+"""docs/EQUATIONS.md names functions and tests that exist, the numbers of its slips are recomputed, and GitHub and KaTeX can
+read its formulas."""
 
 import ast
 import math
@@ -6,6 +7,7 @@ import re
 
 import pytest
 from conftest import REPOSITORY
+from markdown_it import MarkdownIt
 
 TEXT = (REPOSITORY / "docs" / "EQUATIONS.md").read_text(encoding="utf-8")
 # The names of the project's list of equations, one row each.
@@ -15,12 +17,14 @@ NAMES = [
     "posterior mean, x_0 form", "x_0 from noise", "posterior mean, ε form", "training (Algorithm 1)",
     "sampling (Algorithm 2)",
 ]  # fmt: skip
+FORMULA = re.compile(r"\$([^$]*)\$")
+CHINESE = re.compile(r"[一-鿿]")
 
 
 def rows(heading: str) -> list[list[str]]:
     section = TEXT.partition(f"## {heading}")[2].partition("\n## ")[0]
     lines = [line for line in section.splitlines() if line.startswith("|")][2:]
-    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
 
 
 STATED, BEYOND, SLIPS = rows("Stated"), rows("Beyond"), rows("Slips")
@@ -61,8 +65,97 @@ def test_the_check_can_fail():
 
 @pytest.mark.parametrize("row", STATED + BEYOND + SLIPS, ids=lambda row: row[0][:24])
 def test_every_row_speaks_both_languages(row):
-    assert re.search(r"[一-鿿]", "".join(row)), row
+    assert CHINESE.search("".join(row)), row
     assert re.search(r"[a-z]{3}", "".join(row)), row
+
+
+def texts() -> list[str]:
+    """The headings and cells, each of them the same in both languages or `English / 中文`."""
+    cells = [cell.strip() for line in TEXT.splitlines() if line.startswith("| ") for cell in line.split("|")[1:-1]]
+    return re.findall(r"^#+ (.*)", TEXT, re.MULTILINE) + cells
+
+
+def language_is_clear(text: str) -> bool:
+    """A text without Chinese has no " / "; one with Chinese has one, with the same formulas on its two sides."""
+    halves = text.split(" / ")
+    if len(halves) == 1:
+        return not CHINESE.search(text)
+    english, chinese = halves[0], halves[-1]
+    alike = sorted(FORMULA.findall(english)) == sorted(FORMULA.findall(chinese))
+    return len(halves) == 2 and alike and not CHINESE.search(english) and bool(CHINESE.search(chinese))
+
+
+def test_every_text_is_in_both_languages_or_in_neither():
+    assert len(texts()) > 150
+    assert [text for text in texts() if not language_is_clear(text)] == []
+
+
+@pytest.mark.parametrize(
+    "text", ["with / 取 $x$ = 1 and / 与 2", "a $x$ / 甲 $y$", "甲 / a", "a / b", "甲", "$x$ for data / $x$"]
+)
+def test_an_unclear_language_is_seen(text):
+    assert not language_is_clear(text)
+
+
+def test_every_paragraph_has_a_twin():
+    paragraphs = [block for block in re.split(r"\n\s*\n", TEXT) if not block.startswith(("#", "|"))]
+    assert len(paragraphs) == 8
+    for english, chinese in zip(paragraphs[::2], paragraphs[1::2], strict=True):
+        assert not CHINESE.search(english)
+        assert CHINESE.search(chinese)
+        assert sorted(FORMULA.findall(english)) == sorted(FORMULA.findall(chinese))
+
+
+def test_every_equation_is_a_formula():
+    assert [row[0] for row in STATED + BEYOND if not FORMULA.search(row[1])] == []
+    typed = "".join([row[1] for row in STATED + BEYOND] + [cell for row in SLIPS for cell in row])
+    assert re.findall(r"[Α-ωᾱ√∏½²‖−]", typed) == []
+
+
+def faults(text: str) -> list[str]:
+    """What GitHub or KaTeX would stumble over in the formulas of a text."""
+    found = ["an odd number of $"] if text.count("$") % 2 else []
+    for match in FORMULA.finditer(text):
+        formula, before, after = match[1], text[: match.start()][-1:], text[match.end() :][:1]
+        # GitHub takes a $ for a delimiter where a space or a sign stands at its outer side and none at its inner side.
+        if formula != formula.strip() or before.strip() not in ("", "(") or after.strip() not in ("", *",;:.)"):
+            found.append(f"not spaced: {formula}")
+        if re.search(r"\\[^a-zA-Z]|[|~]|[^\x20-\x7e]|\\operatorname", formula):
+            found.append(f"not portable: {formula}")
+        depths = [formula[:end].count("{") - formula[:end].count("}") for end in range(len(formula) + 1)]
+        if min(depths) < 0 or depths[-1]:
+            found.append(f"unbalanced braces: {formula}")
+    return found
+
+
+def as_markdown_reads_it(text: str) -> list[str]:
+    """The formulas that are left when Markdown has taken its emphasis, escapes and HTML out of a text."""
+    inline = [token for token in MarkdownIt("commonmark").enable("table").parse(text) if token.children]
+    read = ["".join(part.content or " " for part in token.children if part.type != "html_inline") for token in inline]
+    return [formula for part in read for formula in FORMULA.findall(part)]
+
+
+def test_github_and_katex_can_read_every_formula():
+    assert [fault for block in re.split(r"\n\s*\n|\|", TEXT) for fault in faults(block)] == []
+    assert as_markdown_reads_it(TEXT) == FORMULA.findall(TEXT)
+    assert len(FORMULA.findall(TEXT)) > 100
+
+
+@pytest.mark.parametrize(
+    "text", ["$x", "$ x$", "$x$甲", "a$x$", r"$\{x\}$", r"$\|x\|$", "$β$", "$a~b~c$", "$x^{2$", "$x}^{2$"]
+)
+def test_a_fault_is_seen(text):
+    assert faults(text)
+
+
+@pytest.mark.parametrize("text", [r"$\tilde{\beta}_t + \tilde{\mu}_{t}$", r"$\lbrace \{x \rbrace$", "$a <b > c$"])
+def test_what_markdown_breaks_is_seen(text):
+    assert as_markdown_reads_it(text) != FORMULA.findall(text)
+
+
+def written(value: float) -> str:
+    """As the document writes a number: three digits, small ones with a power of ten."""
+    return re.sub(r"e-0?(\d+)", r" \\times 10^{-\1}", f"{value:.3g}")
 
 
 def chain(end: float = 0.02, num_train: int = 1000) -> tuple[list[float], list[float]]:
@@ -93,4 +186,4 @@ def test_the_numbers_of_the_slips():
     ]
     for row, values in zip(SLIPS, numbers, strict=True):
         for value in values:
-            assert f"{value:.3g}" in row[3], (row[0], f"{value:.3g}")
+            assert row[3].count(written(value)) == 2, (row[0], written(value))

@@ -20,4 +20,5 @@ def test_the_versions_are_those_of_the_constraints():
 def test_everything_the_package_needs_is_there():
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     needed = {re.match(r"[A-Za-z0-9_-]+", requirement)[0] for requirement in project["dependencies"]}
-    assert needed == set(pins("space/requirements.txt"))
+    # mcp: the Hub installs Gradio, and not always what its MCP server needs.
+    assert needed | {"mcp"} == set(pins("space/requirements.txt"))

@@ -1,0 +1,3 @@
+import gradio as gr
+
+UploadedImage = gr.Image

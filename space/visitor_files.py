@@ -1,0 +1,85 @@
+"""Files that go between visitors and the server: an upload is decoded only where that does no harm."""
+
+import logging
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from both_languages import Both
+from gradio.utils import get_upload_folder
+from PIL import Image, ImageOps
+from request_checks import InvalidRequestError
+
+LARGEST_BYTES = 8 * 2**20
+LARGEST_PIXELS = 20_000_000
+IMAGE = Both("The image", "图像")
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+
+
+def opened_image(upload: object, name: Both = IMAGE) -> Image.Image:
+    """An upload as an image of 8 bits, `L` or `RGB`: the first frame, upright, on white where it is transparent.
+
+    Args:
+        upload: what Gradio gives for an upload: the path, or a dictionary that holds it.
+        name (`Both`): what the image is called.
+
+    Raises:
+        InvalidRequestError: if there is none, or if it is too large, damaged or of a format that is not in [`FORMATS`].
+    """
+    path = _uploaded_path(upload, name)
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            if image.width * image.height > LARGEST_PIXELS:
+                raise Image.DecompressionBombError
+            image.load()
+            return _in_8_bits(ImageOps.exif_transpose(image))
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        megapixels = LARGEST_PIXELS // 10**6
+        raise InvalidRequestError(
+            f"{name.en} is too large: at most {megapixels} million pixels.",
+            f"{name.zh}过大：最多 {megapixels} 百万像素。",
+        ) from error
+    except Exception as error:  # what Pillow raises for damaged files is whatever their decoder stumbles on
+        logging.getLogger(__name__).info("an upload is no image: %s", type(error).__name__)
+        raise InvalidRequestError(
+            f"{name.en} cannot be read: it is damaged, or no {', '.join(FORMATS[:-1])} or {FORMATS[-1]}.",
+            f"无法读取{name.zh}：文件已损坏，或不是 {'、'.join(FORMATS)} 格式。",
+        ) from error
+
+
+def result_file(name: str) -> Path:
+    """Where to write a file that a visitor gets: a new place among Gradio's, which deletes it when it is old."""
+    folder = Path(get_upload_folder())
+    folder.mkdir(parents=True, exist_ok=True)
+    return Path(tempfile.mkdtemp(dir=folder)) / name
+
+
+def _uploaded_path(upload: object, name: Both) -> Path:
+    """Where the upload lies: inside the folder of uploads, and nowhere else on this machine."""
+    path = upload.get("path") if isinstance(upload, dict) else upload
+    if path is None:
+        raise InvalidRequestError(f"{name.en} is missing: upload one.", f"缺少{name.zh}：请上传。")
+    try:
+        file = Path(path).resolve(strict=True)
+        inside = file.is_relative_to(Path(get_upload_folder()).resolve()) and file.is_file()
+    except (OSError, TypeError, ValueError):
+        inside = False
+    if not inside:
+        raise InvalidRequestError(f"{name.en} is no upload.", f"{name.zh}不是上传的文件。")
+    if os.path.getsize(file) > LARGEST_BYTES:
+        megabytes = LARGEST_BYTES // 2**20
+        raise InvalidRequestError(
+            f"{name.en} is too large: at most {megabytes} MB.", f"{name.zh}过大：最多 {megabytes} MB。"
+        )
+    return file
+
+
+def _in_8_bits(image: Image.Image) -> Image.Image:
+    if image.mode in ("I", "I;16", "I;16B", "I;16L"):
+        return Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
+    mode = "L" if image.mode in ("1", "L", "LA") else "RGB"
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert(mode)
