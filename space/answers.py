@@ -4,15 +4,33 @@ import asyncio
 import html
 import logging
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import gradio as gr
 from both_languages import Both
+from fastapi import HTTPException
+from fastapi.responses import JSONResponse
 from request_checks import InvalidRequestError
+from visitor_files import LARGEST_BYTES, check_files
 
 log = logging.getLogger("ddpm_hub.requests")
 
+LARGEST_MESSAGE = 2**20
+LARGEST_TOOL_CALLS = 24  # each holds one of the 40 threads that answer pages as well
+
+# What Gradio offers and this page does not use: it would fetch from other servers, fill the disk or write to the log.
+CLOSED = tuple(
+    f"/gradio_api/{route}"
+    for route in ("file=http", "proxy=", "deep_link", "process_recording", "custom_component", "dev")
+)
+UPLOADS, TOOLS = "/gradio_api/upload", "/gradio_api/mcp"
+
+BUSY = "Busy: many visitors are waiting. Try again in a minute. 访问者过多，请稍后再试。"
+TOO_LARGE = "The request is too large. 请求过大。"
+MEANINGLESS = "The request is none that this server knows. 服务器无法理解该请求。"
 FAILED = Both("The server failed to do this; its log says why.", "服务器未能完成该请求；原因见其日志。")
 NO_MEMORY = Both("The server has too little memory for this: ask for less.", "服务器内存不足：请减少请求量。")
 
@@ -50,6 +68,93 @@ def answering(action: str, on_page: bool = True, quiet: bool = False) -> Iterato
             log.info("%s %s %s seconds=%.2f", action, outcome, said, time.monotonic() - begun)
     if refusal:
         raise gr.Error(_on_page(refusal) if on_page else refusal.en, print_exception=False)
+
+
+class AnsweringBlocks(gr.Blocks):
+    """A page of which every event ends so, whatever it is sent: Gradio looks at the values before our functions do."""
+
+    async def process_api(self, block_fn, *args, **kwargs) -> dict:
+        """Runs an event."""
+        with answering(block_fn.api_name, on_page=block_fn.api_visibility == "private", quiet=True):
+            return await super().process_api(block_fn, *args, **kwargs)
+
+    async def preprocess_data(self, block_fn, inputs, *args, **kwargs) -> list:
+        """The values of an event, as its function takes them."""
+        try:
+            check_files(inputs)
+            return await super().preprocess_data(block_fn, inputs, *args, **kwargs)
+        except (InvalidRequestError, OSError, MemoryError):
+            raise
+        except Exception as error:  # Gradio's components raise whatever they stumble on
+            log.info("%s refused: %s", block_fn.api_name, _place(error))
+            raise InvalidRequestError(
+                "A value is missing, of the wrong type or outside its range.", "有参数缺失、类型错误或超出范围。"
+            ) from error
+
+
+class Guard:
+    """Around the whole server, as ASGI: requests are of a size that it can hold, and what its own routes stumble on is said in one
+    sentence. No answer has a status of 500 or more, except 503 where too many visitors are waiting."""
+
+    def __init__(self, app):
+        self._app, self._tool_calls = app, 0
+
+    async def __call__(self, scope, receive, send) -> None:
+        """Answers a request."""
+        path = scope["path"].lower() if scope["type"] == "http" else ""
+        if not path:
+            await self._app(scope, receive, send)
+        elif path.startswith(CLOSED):
+            await JSONResponse({"detail": "Not Found"}, 404)(scope, receive, send)
+        elif path.startswith(TOOLS) and scope["method"] == "POST":
+            if self._tool_calls >= LARGEST_TOOL_CALLS:
+                await JSONResponse({"detail": BUSY}, 503)(scope, receive, send)
+                return
+            self._tool_calls += 1
+            try:
+                await self._answer(scope, receive, send)
+            finally:
+                self._tool_calls -= 1
+        else:
+            await self._answer(scope, receive, send)
+
+    async def _answer(self, scope, receive, send) -> None:
+        # An upload is sent as a form, or inside of a message to a tool, where it takes a third more.
+        left = LARGEST_BYTES * 3 // 2 if scope["path"].startswith((UPLOADS, TOOLS)) else LARGEST_MESSAGE
+        begun = False
+
+        async def receive_some() -> dict:
+            nonlocal left
+            message = await receive()
+            left -= len(message.get("body", b""))
+            if left < 0:
+                raise HTTPException(413, TOO_LARGE)
+            return message
+
+        async def send_mended(message: dict) -> None:
+            nonlocal begun
+            begun = True
+            if message.get("status", 200) >= 500 and message["status"] != 503:
+                message["status"] = 400
+            await send(message)
+
+        try:
+            await self._app(scope, receive_some, send_mended)
+        except Exception as error:  # Gradio's routes raise whatever they stumble on
+            route = getattr(scope.get("route"), "path", "a request")
+            log.warning("%s failed: %s", route, _place(error))
+            if begun:
+                await send({"type": "http.response.body"})
+            else:
+                said = f"{FAILED.en} {FAILED.zh}" if isinstance(error, OSError) else MEANINGLESS
+                await JSONResponse({"detail": said}, 400)(scope, receive, send)
+
+
+def _place(error: Exception) -> str:
+    """What was raised where, without its words, which may be the visitor's."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    cause = f" ({error.strerror})" if isinstance(error, OSError) else ""
+    return f"{type(error).__name__}{cause} in {frame.name}, {Path(frame.filename).name}:{frame.lineno}"
 
 
 def _on_page(message: Both) -> str:

@@ -1,14 +1,17 @@
 """The web demo. `python space/app.py` serves it; the model is loaded when the first page is opened."""
 
 import logging
+import os
 import sys
 from pathlib import Path
 
 import gradio as gr
 import served_models
+from answers import BUSY, AnsweringBlocks, Guard
 from both_languages import Both
 from endpoints import add_endpoints
 from fastapi import HTTPException, Request
+from fastapi.middleware import Middleware
 from fastapi.responses import JSONResponse
 from page import LANGUAGES, LIGHT, Page, Words
 from request_checks import InvalidRequestError
@@ -20,16 +23,15 @@ MONOSPACED = ["ui-monospace", "monospace"]
 
 LARGEST_UPLOAD = "8mb"
 LARGEST_QUEUE = 64
+LARGEST_SESSIONS = 500  # half a MB each
 FOLDER = Path(__file__).parent
-TABS = (generate, forward, reverse, edit, schedule, equations, model)
+TABS = (generate, forward, reverse, schedule, edit, equations, model)
 
 TITLE = Both("Images out of noise", "从噪声到图像")
 INTRODUCTION = Both(
     "A diffusion model begins with noise and takes a little of it away at every step, until an image is left.",
     "扩散模型从噪声出发，每一步去除一点噪声，最终得到图像。",
 )
-
-BUSY = "Busy: many visitors are waiting. Try again in a minute. 访问者过多，请稍后再试。"
 
 # The language is that of the page from the first word on, for readers of screens as well.
 IN_LANGUAGE = "(language) => { document.documentElement.lang = language; return [language]; }"
@@ -38,16 +40,16 @@ IN_LANGUAGE = "(language) => { document.documentElement.lang = language; return 
 def build_demo() -> gr.Blocks:
     """The page and its API."""
     # Previews are files as well; nobody asks for one that is an hour old.
-    with gr.Blocks(title="ddpm_hub", analytics_enabled=False, delete_cache=(3600, 3600)) as demo:
+    with AnsweringBlocks(title="ddpm_hub", analytics_enabled=False, delete_cache=(3600, 3600)) as demo:
         add_endpoints()  # first: what the tabs do privately must not take their names
         words = Words()
         with gr.Row(elem_id="top"):
-            gr.HTML(f"<h1>{TITLE.html}</h1><p>{INTRODUCTION.html}</p>", elem_id="introduction")
+            with gr.Column(scale=3, min_width=300):
+                gr.HTML(f"<h1>{TITLE.html}</h1><p>{INTRODUCTION.html}</p>", elem_id="introduction")
             titles = [served_models.title(name) for name in served_models.names()]
-            chosen = words(
-                gr.Dropdown, titles, value=titles[0], label=Both("Model", "模型"), filterable=False, min_width=160
-            )
-            language = gr.Radio(LANGUAGES, value="en", label="Language / 语言", elem_id="language", min_width=160)
+            label = Both("Model", "模型")
+            chosen = words(gr.Dropdown, titles, value=titles[0], label=label, filterable=False, min_width=160)
+            language = gr.Radio(LANGUAGES, value="en", label="Language / 语言", elem_id="language", min_width=200)
         problem = gr.HTML(elem_id="problem")
         page = Page(demo, words, language, chosen)
         with gr.Tabs():
@@ -113,17 +115,21 @@ def main() -> None:
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     for noisy in ("httpx", "httpx2", "httpcore"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    # Gradio's own figures of its requests are a table that it would make anew at each of them.
+    os.environ["GRADIO_ANALYTICS_CACHE_FREQUENCY"] = str(sys.maxsize)
     demo = build_demo()
     if served_models.ON_ZERO_GPU:  # its processes are copies of this one: what is loaded later they do not have
         for name in served_models.names():
             served_models.load(name)
-    demo.queue(max_size=LARGEST_QUEUE)
+    demo.queue(max_size=LARGEST_QUEUE, api_open=False)
     demo.launch(
         theme=theme(),
         css_paths=[FOLDER / "page.css"],
         footer_links=["api"],
         max_file_size=LARGEST_UPLOAD,
-        app_kwargs={"exception_handlers": {HTTPException: refusal}},
+        app_kwargs={"exception_handlers": {HTTPException: refusal}, "middleware": [Middleware(Guard)]},
+        state_session_capacity=LARGEST_SESSIONS,
+        enable_monitoring=False,
         mcp_server=True,
         run_history=False,
         ssr_mode=False,

@@ -22,7 +22,7 @@ from model_facts import model_facts
 from page import NETWORK
 from pictures import as_image
 from posterior_facts import posterior_facts
-from request_checks import choice
+from request_checks import InvalidRequestError, choice
 from schedule_facts import schedule_facts
 from visitor_files import opened_image, result_file
 
@@ -208,8 +208,7 @@ def forward(image: FileData, timestep: int, seed: int = 0, model: str | None = N
         model: the title of the served model whose noise schedule is used; by default the first one.
 
     Returns:
-        x_t as a PNG file, and the numbers: √ᾱ_t, √(1 − ᾱ_t), the signal-to-noise ratio, and how nearly t single steps agree
-        with the one jump.
+        x_t as a PNG file, and numbers: √ᾱ_t, √(1 − ᾱ_t), the signal-to-noise ratio, how nearly t single steps lead there.
     """
     with answering("forward", on_page=False, quiet=True):
         scheduler, pixels = scheduler_of(model), small(opened_image(image))
@@ -247,9 +246,9 @@ def schedule(
 
     Args:
         beta_schedule: "linear", "scaled_linear", "squaredcos_cap_v2" (cosine) or "sigmoid".
-        num_train_timesteps: T.
-        beta_start: β_1; the cosine schedule has no use for it.
-        beta_end: β_T, likewise.
+        num_train_timesteps: T, 2 to 4000.
+        beta_start: β_1, 1e-7 to 0.999; the cosine schedule has no use for it.
+        beta_end: β_T, from β_1 to 0.999, likewise.
 
     Returns:
         ᾱ_T, what of the data is left in x_T, a verdict with its remedy, and β, ᾱ and SNR at some timesteps.
@@ -275,10 +274,10 @@ def models() -> list[dict[str, Any]]:
     """The models that can be asked for.
 
     Returns:
-        For each model its title, its classes, T, the size and the channels of its images, and how it is best sampled.
+        For each model its title, its classes, T, the size and the channels of its images, and how it is best sampled; or its problem.
     """
     with answering("models", on_page=False, quiet=True):
-        return [model_facts(served_models.title(name)).as_dict() for name in served_models.names()]
+        return [_listed(served_models.title(name)) for name in served_models.names()]
 
 
 def model(model: str | None = None) -> dict[str, Any]:
@@ -302,6 +301,13 @@ def _drawn(asked: Drawing, settings: dict) -> tuple[list[dict], dict]:
     else:
         *_, frame = drawing.frames(asked)
     return [_png(pixels) for pixels in frame.sample], asked.described() | {"seeds": asked.seeds}
+
+
+def _listed(title: str) -> dict:
+    try:
+        return model_facts(title).as_dict()
+    except InvalidRequestError as error:  # the others can be asked for
+        return {"title": title, "problem": str(error)}
 
 
 def _png(pixels: np.ndarray) -> dict:

@@ -67,6 +67,8 @@ def load(name: str) -> DDPMHubPipeline:
     Raises:
         InvalidRequestError: if there is no model (and what to run), or if it is damaged.
     """
+    if name in _loaded:  # nobody waits for a model that somebody else has asked for
+        return _loaded[name]
     with _loading:
         if name not in _loaded:
             try:

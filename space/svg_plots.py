@@ -105,7 +105,7 @@ def plot(
         _drawn(one, kept, f"series-{i % 4 + 1}", axes) for i, (one, kept) in enumerate(zip(series, points, strict=True))
     ]
     inner = f'x="{_LEFT}" y="{axes.top}" width="{axes.width}" height="{axes.height}"'
-    parts.append(f"<svg {inner}>{''.join(drawn)}</svg>")
+    parts.append(f'<svg aria-hidden="true" {inner}>{"".join(drawn)}</svg>')
     parts += [axes.mark(x, label, 12 + top + 16 * row) for x, label, row in labels]
     if marker is not None:
         values = [

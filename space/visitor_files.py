@@ -3,18 +3,24 @@
 import logging
 import os
 import tempfile
+import threading
 from pathlib import Path
 
 import numpy as np
 from both_languages import Both
 from gradio.utils import get_upload_folder
+from gradio_client.utils import is_file_obj_with_meta, traverse
 from PIL import Image, ImageOps
 from request_checks import InvalidRequestError
 
 LARGEST_BYTES = 8 * 2**20
 LARGEST_PIXELS = 20_000_000
 IMAGE = Both("The image", "图像")
+FILE = Both("The file", "文件")
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+
+# An image of the largest size takes half a GB while it is decoded: many at once would take all memory.
+_decoding = threading.Lock()
 
 
 def opened_image(upload: object, name: Both = IMAGE) -> Image.Image:
@@ -29,7 +35,7 @@ def opened_image(upload: object, name: Both = IMAGE) -> Image.Image:
     """
     path = _uploaded_path(upload, name)
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with _decoding, Image.open(path, formats=FORMATS) as image:
             if image.width * image.height > LARGEST_PIXELS:
                 raise Image.DecompressionBombError
             image.load()
@@ -40,12 +46,23 @@ def opened_image(upload: object, name: Both = IMAGE) -> Image.Image:
             f"{name.en} is too large: at most {megapixels} million pixels.",
             f"{name.zh}过大：最多 {megapixels} 百万像素。",
         ) from error
+    except MemoryError:
+        raise
     except Exception as error:  # what Pillow raises for damaged files is whatever their decoder stumbles on
         logging.getLogger(__name__).info("an upload is no image: %s", type(error).__name__)
         raise InvalidRequestError(
             f"{name.en} cannot be read: it is damaged, or no {', '.join(FORMATS[:-1])} or {FORMATS[-1]}.",
             f"无法读取{name.zh}：文件已损坏，或不是 {'、'.join(FORMATS)} 格式。",
         ) from error
+
+
+def check_files(values: object) -> None:
+    """Looks through the values of a request, of whatever shape, for files that are no uploads: Gradio would fetch them.
+
+    Raises:
+        InvalidRequestError: if there is one.
+    """
+    traverse(values, lambda file: _uploaded_path(file, FILE), is_file_obj_with_meta)
 
 
 def result_file(name: str) -> Path:
@@ -61,12 +78,14 @@ def _uploaded_path(upload: object, name: Both) -> Path:
     if path is None:
         raise InvalidRequestError(f"{name.en} is missing: upload one.", f"缺少{name.zh}：请上传。")
     try:
-        file = Path(path).resolve(strict=True)
-        inside = file.is_relative_to(Path(get_upload_folder()).resolve()) and file.is_file()
+        file = Path(path).resolve()
+        inside, is_there = file.is_relative_to(Path(get_upload_folder()).resolve()), file.is_file()
     except (OSError, TypeError, ValueError):
         inside = False
     if not inside:
         raise InvalidRequestError(f"{name.en} is no upload.", f"{name.zh}不是上传的文件。")
+    if not is_there:
+        raise InvalidRequestError(f"{name.en} is no longer kept: upload it again.", f"{name.zh}已不再保留：请重新上传。")
     if os.path.getsize(file) > LARGEST_BYTES:
         megabytes = LARGEST_BYTES // 2**20
         raise InvalidRequestError(
@@ -77,7 +96,8 @@ def _uploaded_path(upload: object, name: Both) -> Path:
 
 def _in_8_bits(image: Image.Image) -> Image.Image:
     if image.mode in ("I", "I;16", "I;16B", "I;16L"):
-        return Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
+        pixels = np.asarray(image).clip(0, 65535).astype(np.int32)
+        return Image.fromarray(((pixels + 128) // 257).astype(np.uint8))
     mode = "L" if image.mode in ("1", "L", "LA") else "RGB"
     if image.has_transparency_data:
         image = image.convert("RGBA")

@@ -97,6 +97,21 @@ def trains() -> Iterator[TrainServer]:
     server.close()
 
 
+@pytest.fixture(scope="session")
+def browser():
+    """The system's Chromium or Chrome, else Playwright's own; where none is found, the tests fail."""
+    from playwright.sync_api import sync_playwright
+
+    flags = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-sync"
+    system = shutil.which("chromium") or shutil.which("google-chrome")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=system, args=[*flags.split(), "--disable-component-update"]
+        )
+        yield browser
+        browser.close()
+
+
 @pytest.fixture
 def quiet_schedule():
     """For schedules that are short on purpose: silences the scheduler's warning about ᾱ_T, and no other."""

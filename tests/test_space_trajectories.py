@@ -126,7 +126,7 @@ def test_colours_and_models_without_classes_are_kept_as_they_are(tmp_path, monke
 @pytest.mark.parametrize("variance_type", ["fixed_small", "fixed_large"])
 def test_the_ddpm_steps_by_the_weights_that_are_shown(variance_type):
     # (x_s − w_0 x̂_0 − w_t x_t)/σ is the noise that the seed gives next. Each term is at most 6 and rounded to float32
-    # three times, half of a last place, 2.4e-7, each; σ is at least 0.2 at the steps of 200.
+    # three times, half of a last place, 2.4e-7, each; σ is at least 0.5 in steps of 200.
     scheduler = DDPMHubScheduler(variance_type=variance_type, timestep_spacing="trailing")
     generator, noise = torch.Generator().manual_seed(7), torch.Generator().manual_seed(7)
     sample = torch.randn(1, 1, 8, 8, generator=noise)

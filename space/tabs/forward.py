@@ -43,7 +43,7 @@ def build(page: Page) -> None:
             gr.HTML(INTRODUCTION)
             jumped = gr.HTML(elem_id="jumped")
             gr.HTML(f'<h2>{TITLE.html}</h2><p class="note">{html_words(TEXT)}</p>', elem_classes="part")
-            walked = gr.HTML()
+            walked = gr.HTML(elem_id="walked")
     inputs = [scheduler, page.model, pixels, time, seed]
     changed = [
         gr.on([page.demo.load, page.model.change], scheduler_and_times, page.model, [scheduler, time], **LIGHT).then,

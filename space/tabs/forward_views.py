@@ -104,7 +104,7 @@ def _balance(jump: Jump) -> str:
     """How much of the variance is the image's and how much noise, and their ratio."""
     signal, noise = jump.signal_rate**2, jump.noise_rate**2
     decibels = number_text(jump.decibels) if abs(jump.decibels) < 10 else f"{jump.decibels:.1f}".replace("-", "−")
-    left, right = f"ᾱ_t = {number_text(signal)}", f"1−ᾱ_t = {number_text(noise)}"
+    left, right = f"ᾱ_t = {number_text(signal, 4)}", f"1−ᾱ_t = {noise:.4f}"
     ratio = Both("signal-to-noise ratio", "信噪比")
     words = "".join(f"<span>{html_words(Both(text, text))}</span>" for text in (left, right))
     return (

@@ -59,9 +59,19 @@ def build(page: Page) -> None:
     draws([run.click], stop, generate, inputs, outputs, results.status)
     draws([page.link.change], stop, generate_link, [page.model, page.link], outputs, results.status)
     page.when_model_is_known(example_names, examples)
+    page.when_model_is_known(ready, [results.status, run])
     chosen = [*controls, seed, random_seed, *outputs]
     examples.click(example, [page.model, examples], chosen, **NETWORK)
     animate.click(animated, drawn, animation, **NETWORK | {"show_progress": "full"})
+
+
+def ready(model: str) -> tuple:
+    """Whether there is a model to ask."""
+    try:
+        served_models.pipeline(model)
+    except InvalidRequestError:
+        return "", gr.update(interactive=False)
+    return f"<p>{Both('Ready.', '就绪。').html}</p>", gr.update(interactive=True)
 
 
 async def generate(

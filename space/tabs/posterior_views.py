@@ -32,7 +32,8 @@ def mean_equations(example: PosteriorExample) -> str:
     w_0, w_t, x_0, x_t = map(_latex, (facts.weight_x0, facts.weight_xt, example.x_0, example.x_t))
     return _aligned(
         rf"\tilde\mu &= {_braced(_FACTOR_0, 'w_0', w_0)}\,x_0 + {_braced(_FACTOR_T, 'w_t', w_t)}\,x_t",
-        rf"&= {w_0}\cdot{_factor(x_0)} + {w_t}\cdot{_factor(x_t)} = \boldsymbol{{{_latex(example.posterior.mean)}}}",
+        rf"&= {w_0}\cdot{_factor(x_0)} + {w_t}\cdot{_factor(x_t)}",
+        rf"&= \boldsymbol{{{_latex(example.posterior.mean)}}}",
         r"\tilde\beta &= \frac{\beta_{t|s}\,(1-\bar\alpha_s)}{1-\bar\alpha_t}"
         rf" = {_latex(facts.variance)},\quad \tilde\sigma = {_latex(facts.std)}",
         r"\alpha_{t|s} &= \bar\alpha_t/\bar\alpha_s,\quad \beta_{t|s} = 1-\alpha_{t|s}",

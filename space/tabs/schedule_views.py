@@ -39,18 +39,25 @@ def _box(level: str, sign: str, title: Both, sentences: list[Both]) -> str:
 
 def last_samples(facts: ScheduleFacts) -> str:
     """x_T of a picture beside pure noise: one draw of each, and the mean of many, in which what is left adds up."""
+    names = (
+        Both("the image x_0", "图像 x_0"),
+        Both("x_T of this schedule", "此方案的 x_T"),
+        Both("pure noise", "纯噪声"),
+        Both(f"mean of {DRAWS} x_T", f"{DRAWS} 个 x_T 的均值"),
+        Both(f"mean of {DRAWS} noises", f"{DRAWS} 个噪声的均值"),
+    )
+    figures = "".join(_figure(sample, words) for sample, words in zip(samples_of(facts), names, strict=True))
+    return f'<div class="last-samples">{figures}</div>'
+
+
+def samples_of(facts: ScheduleFacts) -> tuple[torch.Tensor, ...]:
+    """x_0, x_T, noise, and the means of many x_T and of many noises, each of shape (C, H, W)."""
     x_0 = normalize(torch.from_numpy(example(PICTURE).pixels)).permute(2, 0, 1)
     noise = torch.randn(2, DRAWS, *x_0.shape, generator=torch.Generator().manual_seed(0))
-    x_T = linear_combination(facts.signal_rates[-1], x_0.expand_as(noise[0]), facts.noise_rates[-1], noise[0])  # noqa: N806
-    shown = [
-        (x_0, Both("the image x_0", "图像 x_0")),
-        (x_T[0], Both("x_T of this schedule", "此方案的 x_T")),
-        (noise[1, 0], Both("pure noise", "纯噪声")),
-        (x_T.mean(0), Both(f"mean of {DRAWS} x_T", f"{DRAWS} 个 x_T 的均值")),
-        (noise[1].mean(0), Both(f"mean of {DRAWS} noises", f"{DRAWS} 个噪声的均值")),
-    ]
-    figures = "".join(_figure(sample, words) for sample, words in shown)
-    return f'<div class="last-samples">{figures}</div>'
+    x_T = linear_combination(  # noqa: N806
+        facts.signal_rates[-1], x_0.expand_as(noise[0]), facts.noise_rates[-1], noise[0]
+    )
+    return x_0, x_T[0], noise[1, 0], x_T.mean(0), noise[1].mean(0)
 
 
 def _figure(sample: torch.Tensor, words: Both) -> str:
