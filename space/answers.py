@@ -14,7 +14,7 @@ from both_languages import Both
 from fastapi import HTTPException
 from fastapi.responses import JSONResponse
 from request_checks import InvalidRequestError
-from visitor_files import LARGEST_BYTES, check_files
+from visitor_files import LARGEST_BYTES, with_uploads
 
 log = logging.getLogger("ddpm_hub.requests")
 
@@ -81,8 +81,7 @@ class AnsweringBlocks(gr.Blocks):
     async def preprocess_data(self, block_fn, inputs, *args, **kwargs) -> list:
         """The values of an event, as its function takes them."""
         try:
-            check_files(inputs)
-            return await super().preprocess_data(block_fn, inputs, *args, **kwargs)
+            return await super().preprocess_data(block_fn, with_uploads(inputs), *args, **kwargs)
         except (InvalidRequestError, OSError, MemoryError):
             raise
         except Exception as error:  # Gradio's components raise whatever they stumble on

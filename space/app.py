@@ -1,5 +1,6 @@
-"""The web demo. `python space/app.py` serves it; the model is loaded when the first page is opened."""
+"""The web demo: `python space/app.py` serves it."""
 
+import contextlib
 import logging
 import os
 import sys
@@ -7,10 +8,11 @@ from pathlib import Path
 
 import gradio as gr
 import served_models
-from answers import BUSY, AnsweringBlocks, Guard
+from answers import BUSY, MEANINGLESS, AnsweringBlocks, Guard
 from both_languages import Both
 from endpoints import add_endpoints
 from fastapi import HTTPException, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.middleware import Middleware
 from fastapi.responses import JSONResponse
 from page import LANGUAGES, LIGHT, Page, Words
@@ -57,6 +59,7 @@ def build_demo() -> gr.Blocks:
                 tab.build(page)
         language.change(words.in_language, language, words.components, js=IN_LANGUAGE, **LIGHT)
         page.when_model_is_known(check_model, problem)
+        page.fill()
         # Through the queue: what follows a state is heard of only there.
         ready = [language, chosen, page.opened, page.link]
         demo.load(opened, None, ready, **LIGHT | {"queue": True}, concurrency_limit=None)
@@ -110,6 +113,11 @@ async def refusal(request: Request, error: HTTPException) -> JSONResponse:
     return JSONResponse({"detail": detail}, error.status_code, error.headers)
 
 
+async def malformed(request: Request, error: RequestValidationError) -> JSONResponse:
+    """What a caller hears whose request has not the form that Gradio wants; FastAPI itself would send all of it back."""
+    return JSONResponse({"detail": MEANINGLESS}, 422)
+
+
 def main() -> None:
     """Serves the page until it is stopped."""
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
@@ -118,8 +126,9 @@ def main() -> None:
     # Gradio's own figures of its requests are a table that it would make anew at each of them.
     os.environ["GRADIO_ANALYTICS_CACHE_FREQUENCY"] = str(sys.maxsize)
     demo = build_demo()
-    if served_models.ON_ZERO_GPU:  # its processes are copies of this one: what is loaded later they do not have
-        for name in served_models.names():
+    # The first visitor need not wait for it. On ZeroGPU all: its processes are copies of this one.
+    for name in served_models.names()[: None if served_models.ON_ZERO_GPU else 1]:
+        with contextlib.suppress(InvalidRequestError):  # the page says it, and the log has it
             served_models.load(name)
     demo.queue(max_size=LARGEST_QUEUE, api_open=False)
     demo.launch(
@@ -127,7 +136,10 @@ def main() -> None:
         css_paths=[FOLDER / "page.css"],
         footer_links=["api"],
         max_file_size=LARGEST_UPLOAD,
-        app_kwargs={"exception_handlers": {HTTPException: refusal}, "middleware": [Middleware(Guard)]},
+        app_kwargs={
+            "exception_handlers": {HTTPException: refusal, RequestValidationError: malformed},
+            "middleware": [Middleware(Guard)],
+        },
         state_session_capacity=LARGEST_SESSIONS,
         enable_monitoring=False,
         mcp_server=True,

@@ -51,6 +51,7 @@ class Page:
     model: gr.Dropdown
     opened: gr.State = field(default_factory=lambda: gr.State(None))
     link: gr.State = field(default_factory=lambda: gr.State(None))
+    _updates: list = field(default_factory=list)
 
     def when_model_is_known(self, update: Callable, outputs: Any, with_link: bool = False) -> None:
         """Has `update(model)` fill the outputs when the page opens and whenever another model is chosen.
@@ -59,8 +60,21 @@ class Page:
             update: a function of the model's title, and, `with_link`, of the parameters of the address as well.
             outputs: one component or a list of them.
         """
-        inputs = [self.model, self.opened] if with_link else self.model
-        gr.on([self.opened.change, self.model.change], update, inputs, outputs, **LIGHT)
+        arguments = (lambda model, opened: (model, opened)) if with_link else (lambda model, opened: (model,))
+        self._updates.append((update, arguments, outputs if isinstance(outputs, list) else [outputs]))
+
+    def fill(self) -> None:
+        """Makes the one event of all that [`when_model_is_known`] was told; called when every tab is there."""
+
+        def everything(model: str | None, opened: dict | None) -> list:
+            values: list = []
+            for update, arguments, outputs in self._updates:
+                found = update(*arguments(model, opened))
+                values += found if len(outputs) > 1 else [found]
+            return values
+
+        outputs = [output for _, _, outputs in self._updates for output in outputs]
+        gr.on([self.opened.change, self.model.change], everything, [self.model, self.opened], outputs, **LIGHT)
 
 
 # Of all events of the page. Values come as they were sent: each is checked where it is used, and an upload is not decoded

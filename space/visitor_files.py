@@ -5,6 +5,7 @@ import os
 import tempfile
 import threading
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 from both_languages import Both
@@ -16,6 +17,7 @@ from request_checks import InvalidRequestError
 LARGEST_BYTES = 8 * 2**20
 LARGEST_PIXELS = 20_000_000
 IMAGE = Both("The image", "图像")
+ADDRESS = "/gradio_api/file="
 FILE = Both("The file", "文件")
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 
@@ -56,13 +58,13 @@ def opened_image(upload: object, name: Both = IMAGE) -> Image.Image:
         ) from error
 
 
-def check_files(values: object) -> None:
-    """Looks through the values of a request, of whatever shape, for files that are no uploads: Gradio would fetch them.
+def with_uploads(values: object) -> object:
+    """The values of a request, of whatever shape, with each file at its place; Gradio would fetch it from another server.
 
     Raises:
-        InvalidRequestError: if there is one.
+        InvalidRequestError: if a file is no upload, or too large.
     """
-    traverse(values, lambda file: _uploaded_path(file, FILE), is_file_obj_with_meta)
+    return traverse(values, lambda file: file | {"path": str(_uploaded_path(file, FILE))}, is_file_obj_with_meta)
 
 
 def result_file(name: str) -> Path:
@@ -73,19 +75,26 @@ def result_file(name: str) -> Path:
 
 
 def _uploaded_path(upload: object, name: Both) -> Path:
-    """Where the upload lies: inside the folder of uploads, and nowhere else on this machine."""
+    """Where the upload lies: inside the folder of uploads, and nowhere else on this machine.
+
+    Callers of tools know it by its address on this server.
+    """
     path = upload.get("path") if isinstance(upload, dict) else upload
     if path is None:
         raise InvalidRequestError(f"{name.en} is missing: upload one.", f"缺少{name.zh}：请上传。")
     try:
-        file = Path(path).resolve()
+        file = Path(unquote(path.split(ADDRESS, 1)[1]) if ADDRESS in path else path).resolve()
         inside, is_there = file.is_relative_to(Path(get_upload_folder()).resolve()), file.is_file()
-    except (OSError, TypeError, ValueError):
+    except (AttributeError, OSError, TypeError, ValueError):
         inside = False
     if not inside:
-        raise InvalidRequestError(f"{name.en} is no upload.", f"{name.zh}不是上传的文件。")
+        raise InvalidRequestError(
+            f"{name.en} is no upload: upload it here first.", f"{name.zh}不是上传的文件：请先在此上传。"
+        )
     if not is_there:
-        raise InvalidRequestError(f"{name.en} is no longer kept: upload it again.", f"{name.zh}已不再保留：请重新上传。")
+        raise InvalidRequestError(
+            f"{name.en} is no longer kept: upload it again.", f"{name.zh}已不再保留：请重新上传。"
+        )
     if os.path.getsize(file) > LARGEST_BYTES:
         megabytes = LARGEST_BYTES // 2**20
         raise InvalidRequestError(

@@ -8,7 +8,7 @@ import gradio as gr
 import served_models
 from both_languages import Both
 from drawing import ANY_CLASS, LARGEST_COUNT, LARGEST_GUIDANCE, SAMPLERS, USUAL_STEPS
-from page import LIGHT, Page
+from page import Page
 from request_checks import InvalidRequestError
 
 SAMPLER_CHOICES = [(title, name) for name, title in SAMPLERS.items()]
@@ -49,7 +49,7 @@ def count_control(page: Page, value: int = 8, linked: bool = False) -> gr.Slider
     label = Both("Images", "图像数")
     control = page.words(gr.Slider, 1, LARGEST_COUNT, value=value, step=1, label=label, buttons=[])
     if linked:
-        page.opened.change(lambda opened: of_link(opened, "count", value), page.opened, control, **LIGHT)
+        page.when_model_is_known(lambda _, opened: of_link(opened, "count", value), control, with_link=True)
     return control
 
 
@@ -113,10 +113,10 @@ def seed_controls(page: Page, linked: bool = False) -> tuple[gr.Number, gr.Check
     seed = words(gr.Number, 0, label=Both("Seed", "随机种子"), info=info)
     is_random = words(gr.Checkbox, True, label=Both("Another seed each time", "每次换一个种子"))
 
-    def asked(opened: dict | None) -> tuple:
+    def asked(_, opened: dict | None) -> tuple:
         seed = of_link(opened, "seed")
         return (gr.skip(), gr.skip()) if seed is None else (seed, False)
 
     if linked:
-        page.opened.change(asked, page.opened, [seed, is_random], **LIGHT)
+        page.when_model_is_known(asked, [seed, is_random], with_link=True)
     return seed, is_random

@@ -88,6 +88,7 @@ def _buttons(page: Page) -> tuple[gr.Button, gr.Button]:
 def _inpainting(page: Page) -> tuple[gr.Button, gr.Button, Callable, list]:
     words = page.words
     source = _source(page)
+    problem = gr.HTML(elem_id="source-problem")
     brush = mask_brush(BLANK, 1, 1, elem_id="brush")
     with gr.Row(elem_classes="examples"):
         for name, label in REGIONS.items():
@@ -108,7 +109,13 @@ def _inpainting(page: Page) -> tuple[gr.Button, gr.Button, Callable, list]:
             buttons=[],
         )
         seeds = seed_controls(page)
-    gr.on([source.change, page.model.change, page.opened.change], _picture, [page.model, source], brush, **LIGHT)
+    gr.on(
+        [source.change, page.model.change, page.opened.change],
+        _picture,
+        [page.model, source],
+        [brush, problem],
+        **LIGHT,
+    )
     inputs = [page.model, source, brush, class_name, count, sampler, num_steps, resamplings, guidance, *seeds]
     return *buttons, inpaint, inputs
 
@@ -118,16 +125,15 @@ def _size(model: str) -> tuple[int, int]:
         return served_models.pipeline(model).image_size
 
 
-def _picture(model: str, source: dict | None) -> dict:
-    """The image as the model takes it, under the brush; the mask begins anew."""
+def _picture(model: str, source: dict | None) -> tuple:
+    """The image as the model takes it, under the brush, where the mask begins anew; or why it cannot be taken."""
     try:
         size = served_models.pipeline(model).image_size
         fitted = model_image(served_models.pipeline(model), opened_image(source)) if source else None
     except InvalidRequestError as error:
-        gr.Warning(error.message.html)
-        return gr.skip()
+        return gr.skip(), f'<p role="alert">{error.message.html}</p>'
     picture = png_address(fitted) if fitted else BLANK
-    return gr.update(value=region("nothing", size), picture=picture, rows=size[0], columns=size[1])
+    return gr.update(value=region("nothing", size), picture=picture, rows=size[0], columns=size[1]), ""
 
 
 async def inpaint(

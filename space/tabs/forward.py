@@ -46,7 +46,9 @@ def build(page: Page) -> None:
             walked = gr.HTML(elem_id="walked")
     inputs = [scheduler, page.model, pixels, time, seed]
     changed = [
-        gr.on([page.demo.load, page.model.change], scheduler_and_times, page.model, [scheduler, time], **LIGHT).then,
+        gr.on(
+            [page.opened.change, page.model.change], scheduler_and_times, page.model, [scheduler, time], **LIGHT
+        ).then,
         source.change(small_pixels, source, pixels, **LIGHT).then,
         another.click(lambda: random.randrange(LARGEST_SEED + 1), None, seed, **LIGHT).then,
     ]

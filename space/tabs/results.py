@@ -27,6 +27,7 @@ class Results:
             gr.Gallery,
             label=Both("The images", "生成的图像"),
             show_label=False,
+            visible=False,  # until there is something to see
             columns=4,
             height="auto",
             format="png",
@@ -54,7 +55,7 @@ async def drawn_images(action: str, make: Callable[[], Drawing]) -> AsyncIterato
         with answering(action) as settings:
             asked = make()
             settings |= asked.described()
-            yield panels(), None, gr.skip()
+            yield panels(), gr.update(value=None, visible=False), gr.skip()
             async for frame in frames(asked):
                 if frame.step < frame.num_steps:
                     yield gr.skip() if frame.sample is None else panels(frame), gr.skip(), progress(frame)
@@ -64,11 +65,12 @@ async def drawn_images(action: str, make: Callable[[], Drawing]) -> AsyncIterato
         raise
 
 
-def captioned(frame: Frame, asked: Drawing) -> list[tuple]:
-    """The images of a frame for a gallery, each under its seed; those between two seeds under their share of the second."""
+def captioned(frame: Frame, asked: Drawing) -> dict:
+    """What a gallery shows: the images, each under its seed; those between two seeds under their share of the second."""
     last = len(frame.sample) - 1
     if asked.method == "stream_interpolate":
         captions = [f"{i / last:.0%}" for i in range(last + 1)]
     else:
         captions = [f"seed {seed}" for seed in asked.seeds]
-    return [(enlarged(as_image(pixels)), text) for pixels, text in zip(frame.sample, captions, strict=True)]
+    images = [(enlarged(as_image(pixels)), text) for pixels, text in zip(frame.sample, captions, strict=True)]
+    return gr.update(value=images, visible=True)

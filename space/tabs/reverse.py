@@ -39,9 +39,9 @@ DRAW_AGAIN = note("This drawing is no longer kept: draw one again.", "该样本�
 
 def build(page: Page) -> None:
     """Makes the tab."""
-    with page.words(gr.Tab, label=Both("Reverse", "逆向过程"), id="reverse"):
+    with page.words(gr.Tab, label=Both("Reverse", "逆向过程"), id="reverse") as tab:
         _heading(POSTERIOR, POSTERIOR_TEXT)
-        _posterior(page)
+        _posterior(page, tab)
         _heading(WAY, WAY_TEXT)
         _way(page)
 
@@ -53,7 +53,7 @@ def _heading(title: Both, text: str) -> None:
 # --- The posterior ---
 
 
-def _posterior(page: Page) -> None:
+def _posterior(page: Page, tab: gr.Tab) -> None:
     words = page.words
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
@@ -84,7 +84,7 @@ def _posterior(page: Page) -> None:
     single.input(t_moved, inputs, [s, *views], **live)
     for value in (x_0, x_t):
         value.input(posterior_views, [page.model, t, s, x_0, x_t], views, **live)
-    gr.on([page.opened.change, page.model.change], of_model, [page.model, t, s, x_0, x_t], [t, s, *views], **LIGHT)
+    gr.on([tab.select, page.model.change], of_model, [page.model, t, s, x_0, x_t], [t, s, *views], **LIGHT)
 
 
 def of_model(model: str | None, t: int, s: int, x_0: float, x_t: float) -> list:

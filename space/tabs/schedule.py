@@ -39,8 +39,12 @@ def build(page: Page) -> None:
             with gr.Column(scale=5, min_width=300):
                 verdict = gr.HTML(elem_id="verdict")
                 with gr.Row(elem_id="mend"):
-                    mend_betas = words(gr.Button, value=Both("Mend β for this T", "为此 T 修正 β"), size="sm")
-                    mend_steps = words(gr.Button, value=Both("Mend T for these β", "为此 β 修正 T"), size="sm")
+                    mend_betas = words(
+                        gr.Button, value=Both("Mend β for this T", "为此 T 修正 β"), size="sm", interactive=False
+                    )
+                    mend_steps = words(
+                        gr.Button, value=Both("Mend T for these β", "为此 β 修正 T"), size="sm", interactive=False
+                    )
                 samples = gr.HTML()
                 plots = gr.HTML()
     views = [verdict, mend_betas, mend_steps, samples, plots]
@@ -49,7 +53,8 @@ def build(page: Page) -> None:
     preset.input(chosen, preset, [*controls, *views], **LIVE)
     mend_betas.click(mended_betas, controls, [preset, *controls, *views], **LIVE)
     mend_steps.click(mended_steps, controls, [preset, *controls, *views], **LIVE)
-    page.demo.load(opened, None, views, **LIGHT)
+    # As the page is opened it shows the first example, which nobody need compute.
+    verdict.value, *_, samples.value, plots.value = shown(_facts(FIRST), FIRST.why)
 
 
 def _controls(page: Page) -> list:
@@ -79,12 +84,6 @@ def _choices(names: dict[str, Both]) -> Both:
 
 def _facts(preset: Preset) -> ScheduleFacts:
     return schedule_facts(*_settings(preset))
-
-
-def opened() -> tuple:
-    """What there is to see of the first example."""
-    with answering("schedule", quiet=True):
-        return shown(_facts(FIRST), FIRST.why)
 
 
 def moved(*settings) -> tuple:
