@@ -28,6 +28,17 @@ CLOSED = tuple(
 )
 UPLOADS, TOOLS = "/gradio_api/upload", "/gradio_api/mcp"
 
+# What the components of the page give; callers of its events may send anything.
+TYPES = {
+    gr.Checkbox: bool,
+    gr.Dataset: int,
+    gr.Dropdown: str | None,
+    gr.HTML: str,
+    gr.Number: int | float | None,
+    gr.Radio: str,
+    gr.Slider: int | float | None,
+}
+
 BUSY = "Busy: many visitors are waiting. Try again in a minute. 访问者过多，请稍后再试。"
 TOO_LARGE = "The request is too large. 请求过大。"
 MEANINGLESS = "The request is none that this server knows. 服务器无法理解该请求。"
@@ -81,6 +92,10 @@ class AnsweringBlocks(gr.Blocks):
     async def preprocess_data(self, block_fn, inputs, *args, **kwargs) -> list:
         """The values of an event, as its function takes them."""
         try:
+            if block_fn.fn is None:
+                raise TypeError("This event is the browser's own.")
+            for component, value in zip(block_fn.inputs, inputs, strict=False):
+                _check_type(component, value)
             return await super().preprocess_data(block_fn, with_uploads(inputs), *args, **kwargs)
         except (InvalidRequestError, OSError, MemoryError):
             raise
@@ -89,6 +104,14 @@ class AnsweringBlocks(gr.Blocks):
             raise InvalidRequestError(
                 "A value is missing, of the wrong type or outside its range.", "有参数缺失、类型错误或超出范围。"
             ) from error
+
+
+def _check_type(component: gr.components.Component, value: object) -> None:
+    for kind, allowed in TYPES.items():
+        if isinstance(component, kind) and not isinstance(value, allowed):
+            raise TypeError(f"{kind.__name__} gives no {type(value).__name__}.")
+    if isinstance(component, gr.Radio) and value not in [choice for _, choice in component.choices]:
+        raise ValueError("That is none of its choices.")
 
 
 class Guard:

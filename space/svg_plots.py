@@ -87,17 +87,8 @@ def plot(
     )
     low, high = _span(seen)
 
-    top = _ROW + 6
     identity = f"plot-{zlib.crc32(repr((title, series, marker, y_range, spots)).encode()):08x}"
-    parts = [f'<text id="{identity}" class="plot-title" x="{WIDTH / 2:g}" y="14">{svg_words(title)}</text>']
-    if len(series) > 1 or marker is not None:
-        legend, rows = _legend(series, points, marker, top)
-        parts.append(f'<g id="{identity}-values" class="plot-legend">{legend}</g>')
-        identity += f" {identity}-values"
-        top += rows * _ROW
-    if y_label:
-        parts.append(f'<text x="2" y="{top + 10}">{svg_words(y_label)}</text>')
-        top += _ROW
+    parts, top, named = _head(identity, title, series, points, marker, y_label)
     labels, rows = _placed(spots, low, high)
     axes = _Axes(low, high, *_vertical(points, series, log, y_range), top + rows * 16 + 6, bool(x_label), log)
     parts.append(axes.drawn(x_label))
@@ -115,7 +106,7 @@ def plot(
         parts.append(axes.marker(marker, values))
     if not any(points):
         parts.append(f'<text class="plot-middle" x="{WIDTH / 2:g}" y="{HEIGHT / 2:g}">{svg_words(_NO_VALUES)}</text>')
-    frame = f'class="plot" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-labelledby="{identity}" font-size="{FONT}"'
+    frame = f'class="plot" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-labelledby="{named}" font-size="{FONT}"'
     return f"<svg {frame}>{''.join(parts)}</svg>"
 
 
@@ -197,6 +188,23 @@ def _decades(low: float, high: float) -> list[tuple[float, str]]:
 
 
 # --- Drawing ------------------------------------------------------------------------------------------------------------
+
+
+def _head(
+    identity: str, title: Both, series: Sequence[Series], points: list, marker: float | None, y_label: str | Both
+) -> tuple[list[str], int, str]:
+    """What stands above the plot, how high it is, and the ids of the parts that name the plot."""
+    parts = [f'<text id="{identity}" class="plot-title" x="{WIDTH / 2:g}" y="14">{svg_words(title)}</text>']
+    top, named = _ROW + 6, identity
+    if len(series) > 1 or marker is not None:
+        legend, rows = _legend(series, points, marker, top)
+        parts.append(f'<g id="{identity}-values" class="plot-legend">{legend}</g>')
+        named += f" {identity}-values"
+        top += rows * _ROW
+    if y_label:
+        parts.append(f'<text x="2" y="{top + 10}">{svg_words(y_label)}</text>')
+        top += _ROW
+    return parts, top, named
 
 
 def _legend(series: Sequence[Series], points: list, marker: float | None, top: float) -> tuple[str, int]:

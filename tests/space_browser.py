@@ -89,5 +89,6 @@ def set_slider(page: Page, label: str, value: float) -> None:
 
 def images(page: Page, name: str = "samples") -> list[np.ndarray]:
     """The images of a gallery, as the server sends them."""
+    page.locator(f"#{name}-images img").first.wait_for()
     sources = page.locator(f"#{name}-images img").evaluate_all("all => all.map(image => image.src)")
     return [np.asarray(Image.open(io.BytesIO(page.request.get(source).body()))) for source in sources]

@@ -115,16 +115,16 @@ def test_a_step_that_is_waited_for_can_be_cancelled_and_nothing_is_computed_afte
     served_models.pipeline().unet.register_forward_hook(hold_the_third_step)
 
     async def cancel_in_the_third_step() -> None:
-        drawn = streaming.frames(drawing.image_drawing(**REQUEST | {"num_steps": 1000}))
-        await anext(drawn)
-        await anext(drawn)
-        waiting = asyncio.ensure_future(anext(drawn))
-        await asyncio.to_thread(under_way.wait, 60)
-        waiting.cancel()
-        await asyncio.sleep(0)  # the page learns of it while the step is still computed
-        may_end.set()
-        await asyncio.wait([waiting])
-        assert waiting.cancelled()
+        async with streaming.frames(drawing.image_drawing(**REQUEST | {"num_steps": 1000})) as drawn:
+            await anext(drawn)
+            await anext(drawn)
+            waiting = asyncio.ensure_future(anext(drawn))
+            await asyncio.to_thread(under_way.wait, 60)
+            waiting.cancel()
+            await asyncio.sleep(0)  # the page learns of it while the step is still computed
+            may_end.set()
+            await asyncio.wait([waiting])
+            assert waiting.cancelled()
 
     asyncio.run(cancel_in_the_third_step())  # returns when its threads have ended
     assert len(calls) == 3

@@ -8,7 +8,7 @@ import pytest
 from conftest import make_pipeline, seeds
 from PIL import Image
 from playwright.sync_api import Page, expect
-from space_browser import button, images, says, set_slider, visit
+from space_browser import button, images, says, set_slider, settled, visit
 from space_server import SpaceServer
 
 SIZE = 64  # large enough for a thousand steps to outlast the patience of the tests
@@ -217,6 +217,7 @@ def test_an_example_is_shown_at_once_when_it_is_asked_for_again(page, server):
 def test_another_model_has_other_classes(page):
     page.get_by_label("Model", exact=True).first.click()
     page.get_by_role("option", name="classless").click()
+    settled(page)
     page.get_by_label("Class", exact=True).first.click()
     expect(page.get_by_role("option")).to_have_text(re.compile("any$"))
 

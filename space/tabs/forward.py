@@ -15,7 +15,6 @@ from visitor_files import opened_image
 
 from ddpm_hub import DDPMHubScheduler
 from tabs.forward_views import jump_view, walk_view
-from tabs.uploads import UploadedImage
 
 LIVE = LIGHT | {"trigger_mode": "always_last"}
 FIRST_TIME = 300
@@ -61,7 +60,7 @@ def build(page: Page) -> None:
 def _controls(page: Page) -> tuple:
     words = page.words
     source = words(
-        UploadedImage,
+        gr.Image,
         value=str(EXAMPLES[0].path),
         label=Both("Image", "图像"),
         type="filepath",

@@ -59,19 +59,20 @@ def build(page: Page) -> None:
     draws([run.click], stop, generate, inputs, outputs, results.status)
     draws([page.link.change], stop, generate_link, [page.model, page.link], outputs, results.status)
     page.when_model_is_known(example_names, examples)
-    page.when_model_is_known(ready, [results.status, run])
+    page.when_model_is_known(ready, [results.status, run], with_link=True)
     chosen = [*controls, seed, random_seed, *outputs]
     examples.click(example, [page.model, examples], chosen, **NETWORK)
     animate.click(animated, drawn, animation, **NETWORK | {"show_progress": "full"})
 
 
-def ready(model: str) -> tuple:
-    """Whether there is a model to ask."""
+def ready(model: str, opened: dict | None) -> tuple:
+    """Whether there is a model to ask; what a link asks for is under way, and says itself how far it is."""
     try:
         served_models.pipeline(model)
     except InvalidRequestError:
         return "", gr.update(interactive=False)
-    return f"<p>{Both('Ready.', '就绪。').html}</p>", gr.update(interactive=True)
+    said = gr.skip() if "seed" in (opened or {}) else f"<p>{Both('Ready.', '就绪。').html}</p>"
+    return said, gr.update(interactive=True)
 
 
 async def generate(
@@ -163,6 +164,10 @@ def link_to(asked: Drawing, class_name: str) -> str:
 def animated(drawn: Drawing | None) -> dict:
     """The last drawing once more, as an animated WebP."""
     with answering("animation") as settings:
+        if drawn is None:  # the page was open for long, or the server began anew
+            raise InvalidRequestError(
+                "These images are no longer kept: draw them again.", "这些图像已不再保留：请重新生成。"
+            )
         settings |= drawn.described()
         path = drawing.animation(drawn, result_file(f"{drawn.seeds[0]}.webp"))
         return gr.update(value=str(path), visible=True)

@@ -56,9 +56,10 @@ async def drawn_images(action: str, make: Callable[[], Drawing]) -> AsyncIterato
             asked = make()
             settings |= asked.described()
             yield panels(), gr.update(value=None, visible=False), gr.skip()
-            async for frame in frames(asked):
-                if frame.step < frame.num_steps:
-                    yield gr.skip() if frame.sample is None else panels(frame), gr.skip(), progress(frame)
+            async with frames(asked) as drawn:
+                async for frame in drawn:
+                    if frame.step < frame.num_steps:
+                        yield gr.skip() if frame.sample is None else panels(frame), gr.skip(), progress(frame)
             yield panels(frame), captioned(frame, asked), finished(frame)
     except gr.Error as error:
         yield gr.skip(), gr.skip(), f"<p>{error.message}</p>"

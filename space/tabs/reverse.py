@@ -8,7 +8,7 @@ import gradio as gr
 import served_models
 from answers import answering
 from both_languages import Both
-from drawing import PREVIEW_SECONDS, Drawing, Frame
+from drawing import PREVIEW_SECONDS
 from page import LIGHT, Page, note
 from posterior_facts import LARGEST_X0, LARGEST_XT, checked_times, posterior_example, weight_curves
 from request_checks import InvalidRequestError, whole_number
@@ -17,7 +17,7 @@ from trajectories import Trajectory, TrajectoryKeeper, trajectory_drawing
 from tabs.controls import class_control, sampling_controls, seed_controls
 from tabs.posterior_views import density_plot, mean_equations, precision_equations, weight_plot
 from tabs.results import draws
-from tabs.streaming import _next, finished, panels, progress
+from tabs.streaming import finished, frames, panels, progress
 from tabs.trajectory_views import film_strip, moment_view
 
 SECONDS_KEPT = 3600  # of a drawing that nobody looks at
@@ -173,40 +173,37 @@ async def draw(
     model: str, class_name: str, sampler: str, num_steps: int, guidance: float, seed: int, random_seed: bool
 ) -> AsyncIterator[tuple]:
     """Draws one sample; streams x_t and x̂_0 on the way, then shows all of it."""
-    with answering("trajectory") as settings:
-        seed = drawing.random_seed() if random_seed else seed
-        asked = trajectory_drawing(model, class_name, sampler, num_steps, guidance, seed)
-        settings |= asked.described()
-        keeper, shown = TrajectoryKeeper(asked), float("-inf")
-        hidden = gr.update(visible=False)
-        yield gr.update(value=panels(), visible=True), hidden, hidden, hidden, None, seed, gr.skip()
-        async for frame in _every_frame(asked):
-            keeper.add(frame)
-            if frame.step < frame.num_steps and time.monotonic() - shown >= PREVIEW_SECONDS:
-                yield panels(frame), *[gr.skip()] * 5, progress(frame)
-                shown = time.monotonic()
-        way = keeper.trajectory()
-        count = len(way.moments)
-        middle = (count + 1) // 2
-        yield (
-            hidden,
-            gr.update(value=film_strip(way), visible=True),
-            gr.update(maximum=count, value=middle, visible=count > 1),
-            gr.update(value=moment_view(way, middle), visible=True),
-            way,
-            gr.skip(),
-            finished(frame),
-        )
-
-
-async def _every_frame(asked: Drawing) -> AsyncIterator[Frame]:
-    """As `tabs.streaming.frames`, with the pixels of every step."""
-    drawn = drawing.frames(asked, preview_seconds=0)
     try:
-        while frame := await _next(drawn):
-            yield frame
-    finally:
-        drawn.close()
+        with answering("trajectory") as settings:
+            seed = drawing.random_seed() if random_seed else seed
+            asked = trajectory_drawing(model, class_name, sampler, num_steps, guidance, seed)
+            settings |= asked.described()
+            hidden = gr.update(visible=False)
+            yield gr.update(value=panels(), visible=True), hidden, hidden, hidden, None, seed, gr.skip()
+            keeper, shown = TrajectoryKeeper(asked), float("-inf")
+            async with frames(asked, preview_seconds=0) as drawn:
+                async for frame in drawn:
+                    keeper.add(frame)
+                    if frame.step < frame.num_steps and time.monotonic() - shown >= PREVIEW_SECONDS:
+                        yield panels(frame), *[gr.skip()] * 5, progress(frame)
+                        shown = time.monotonic()
+            yield *_film(keeper.trajectory()), gr.skip(), finished(frame)
+    except gr.Error as error:
+        yield *[gr.skip()] * 6, f"<p>{error.message}</p>"
+        raise
+
+
+def _film(way: Trajectory) -> tuple:
+    """The film strip, and the step in its middle."""
+    count = len(way.moments)
+    middle = (count + 1) // 2
+    return (
+        gr.update(visible=False),
+        gr.update(value=film_strip(way), visible=True),
+        gr.update(maximum=count, value=middle, visible=count > 1),
+        gr.update(value=moment_view(way, middle), visible=True),
+        way,
+    )
 
 
 def moment_at(way: Trajectory | None, number: int) -> str:

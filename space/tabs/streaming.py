@@ -2,20 +2,26 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing, asynccontextmanager
 
 import drawing
 import gradio as gr
 from both_languages import Both
-from drawing import Drawing, Frame
+from drawing import PREVIEW_SECONDS, Drawing, Frame
 from pictures import png_address, sheet
 
 WAITING = f'<p class="under-way">{Both("Waiting for a free place …", "正在等待空位……").html}</p>'
 _STOPPED = Both("Stopped.", "已停止。").html
 
 
-async def frames(asked: Drawing) -> AsyncIterator[Frame]:
-    """The frames of a drawing, computed in a thread; whoever closes this waits for the step under way, and no longer."""
-    drawn = drawing.frames(asked)
+@asynccontextmanager
+async def frames(asked: Drawing, preview_seconds: float = PREVIEW_SECONDS) -> AsyncIterator[AsyncIterator[Frame]]:
+    """The frames of a drawing, computed in a thread; whoever leaves waits for the step under way, and no longer."""
+    async with aclosing(_in_a_thread(drawing.frames(asked, preview_seconds))) as drawn:
+        yield drawn
+
+
+async def _in_a_thread(drawn: Iterator[Frame]) -> AsyncIterator[Frame]:
     try:
         while frame := await _next(drawn):
             yield frame

@@ -1,3 +1,0 @@
-import gradio as gr
-
-UploadedImage = gr.Image
