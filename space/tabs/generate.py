@@ -11,7 +11,7 @@ from answers import answering
 from both_languages import Both
 from drawing import Drawing
 from page import NETWORK, Page
-from request_checks import InvalidRequestError
+from request_checks import InvalidRequestError, whole_number
 from visitor_files import result_file
 
 from tabs.controls import LINK, class_control, count_control, of_link, sampling_controls, seed_controls
@@ -132,7 +132,8 @@ def example_names(model: str) -> dict:
 def example(model: str, number: int) -> tuple:
     """An example's settings and images; they are drawn once and kept."""
     with answering("example") as settings:
-        asked = _examples(model)[number]
+        examples = _examples(model)
+        asked = examples[whole_number(Both("The example", "示例"), number, 0, len(examples) - 1)]
         settings |= asked.described()
         frame, options = drawing.finished(asked), asked.options
         name = _class_name(asked)

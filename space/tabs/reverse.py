@@ -87,14 +87,14 @@ def _posterior(page: Page, tab: gr.Tab) -> None:
     gr.on([tab.select, page.model.change], of_model, [page.model, t, s, x_0, x_t], [t, s, *views], **LIGHT)
 
 
-def of_model(model: str | None, t: int, s: int, x_0: float, x_t: float) -> list:
+def of_model(model: str | None, t: int | None, s: int | None, x_0: float | None, x_t: float | None) -> list:
     """Another schedule: how far t and s go, and what is shown of them."""
     try:
         num_train = len(served_models.pipeline(model).scheduler)
     except InvalidRequestError:
         return [gr.skip()] * 6
-    t = min(t, num_train)
-    s = min(s, t - 1)
+    t = num_train if t is None else min(t, num_train)
+    s = t - 1 if s is None else min(s, t - 1)
     sliders = gr.update(maximum=num_train, value=t), gr.update(maximum=num_train - 1, value=s)
     return [*sliders, *posterior_views(model, t, s, x_0, x_t)]
 
