@@ -167,7 +167,8 @@ async def _load(server: Server, clients: int, seconds: float) -> tuple[list[floa
 async def _ask(client: httpx.AsyncClient, seed: int) -> str | None:
     """Draws once; what went wrong, if anything did."""
     try:
-        answer = await client.post("gradio_api/call/generate", json={"data": ["any", COUNT, seed, None, None, None, None]})
+        asked = {"data": ["any", COUNT, seed, *[None] * 4]}  # the model's own settings
+        answer = await client.post("gradio_api/call/generate", json=asked)
         if answer.status_code != 200:
             return f"HTTP {answer.status_code} {answer.text}"
         address = f"gradio_api/call/generate/{answer.json()['event_id']}"

@@ -15,6 +15,7 @@ from fastapi import HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware import Middleware
 from fastapi.responses import JSONResponse
+from gpu_lease import ON_ZERO_GPU
 from page import LANGUAGES, LIGHT, Page, Words
 from request_checks import InvalidRequestError
 from tabs import edit, equations, forward, generate, model, reverse, schedule
@@ -127,7 +128,7 @@ def main() -> None:
     os.environ["GRADIO_ANALYTICS_CACHE_FREQUENCY"] = str(sys.maxsize)
     demo = build_demo()
     # The first visitor need not wait for it. On ZeroGPU all: its processes are copies of this one.
-    for name in served_models.names()[: None if served_models.ON_ZERO_GPU else 1]:
+    for name in served_models.names()[: None if ON_ZERO_GPU else 1]:
         with contextlib.suppress(InvalidRequestError):  # the page says it, and the log has it
             served_models.load(name)
     demo.queue(max_size=LARGEST_QUEUE, api_open=False)

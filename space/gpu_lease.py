@@ -3,6 +3,9 @@
 import os
 from collections.abc import Callable
 
+# Where a GPU is lent for each call, as the Hub says it.
+ON_ZERO_GPU = os.environ.get("SPACES_ZERO_GPU", "").lower() in ("1", "t", "true")
+
 
 def on_gpu(duration: Callable[..., int]) -> Callable[[Callable], Callable]:
     """Decorates a function that calls a network; anywhere but on ZeroGPU it stays as it is.
@@ -13,7 +16,7 @@ def on_gpu(duration: Callable[..., int]) -> Callable[[Callable], Callable]:
     Args:
         duration: the seconds that a call takes at most, from the arguments of the call.
     """
-    if os.environ.get("SPACES_ZERO_GPU", "").lower() not in ("1", "t", "true"):
+    if not ON_ZERO_GPU:
         return lambda function: function
     import spaces
 

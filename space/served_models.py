@@ -7,13 +7,13 @@ from pathlib import Path
 
 import torch
 from both_languages import Both
+from gpu_lease import ON_ZERO_GPU
 from request_checks import InvalidRequestError, choice
 
 from ddpm_hub import DDPMHubPipeline
 
 # Absolute: the name of a folder that is missing must not be taken for a repository on the Hub.
 DEFAULT_MODEL = Path(__file__).resolve().parent.parent / "outputs" / "digits"
-ON_ZERO_GPU = bool(os.environ.get("SPACES_ZERO_GPU"))
 
 _loaded: dict[str, DDPMHubPipeline] = {}
 _loading = threading.Lock()

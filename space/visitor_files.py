@@ -1,9 +1,10 @@
 """Files that go between visitors and the server: an upload is decoded only where that does no harm."""
 
 import logging
+import math
 import os
 import tempfile
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -16,17 +17,20 @@ from request_checks import InvalidRequestError
 
 LARGEST_BYTES = 8 * 2**20
 LARGEST_PIXELS = 20_000_000
+KEPT_PIXELS = 2**21  # no model draws more
 IMAGE = Both("The image", "图像")
 ADDRESS = "/gradio_api/file="
 FILE = Both("The file", "文件")
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 
-# An image of the largest size takes half a GB while it is decoded: many at once would take all memory.
-_decoding = threading.Lock()
+# One image after another, in a thread of its own: the largest take half a GB each, of which every thread would keep a part.
+_decoder = ThreadPoolExecutor(1, "decoder")
 
 
 def opened_image(upload: object, name: Both = IMAGE) -> Image.Image:
     """An upload as an image of 8 bits, `L` or `RGB`: the first frame, upright, on white where it is transparent.
+
+    One of more than [`KEPT_PIXELS`] is made smaller by a whole factor.
 
     Args:
         upload: what Gradio gives for an upload: the path, or a dictionary that holds it.
@@ -37,11 +41,7 @@ def opened_image(upload: object, name: Both = IMAGE) -> Image.Image:
     """
     path = _uploaded_path(upload, name)
     try:
-        with _decoding, Image.open(path, formats=FORMATS) as image:
-            if image.width * image.height > LARGEST_PIXELS:
-                raise Image.DecompressionBombError
-            image.load()
-            return _in_8_bits(ImageOps.exif_transpose(image))
+        return _decoder.submit(_decoded, path).result()
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         megapixels = LARGEST_PIXELS // 10**6
         raise InvalidRequestError(
@@ -101,6 +101,15 @@ def _uploaded_path(upload: object, name: Both) -> Path:
             f"{name.en} is too large: at most {megabytes} MB.", f"{name.zh}过大：最多 {megabytes} MB。"
         )
     return file
+
+
+def _decoded(path: Path) -> Image.Image:
+    with Image.open(path, formats=FORMATS) as image:
+        pixels = image.width * image.height
+        if pixels > LARGEST_PIXELS:
+            raise Image.DecompressionBombError
+        image.load()
+        return _in_8_bits(ImageOps.exif_transpose(image)).reduce(math.ceil(math.sqrt(pixels / KEPT_PIXELS)))
 
 
 def _in_8_bits(image: Image.Image) -> Image.Image:
