@@ -37,11 +37,12 @@ TYPES = {
     gr.Number: int | float | None,
     gr.Radio: str,
     gr.Slider: int | float | None,
+    gr.Textbox: str,
 }
 
 BUSY = "Busy: many visitors are waiting. Try again in a minute. 访问者过多，请稍后再试。"
 TOO_LARGE = "The request is too large. 请求过大。"
-MEANINGLESS = "The request is none that this server knows. 服务器无法理解该请求。"
+MEANINGLESS = Both("The request is none that this server knows.", "服务器无法理解该请求。")
 FAILED = Both("The server failed to do this; its log says why.", "服务器未能完成该请求；原因见其日志。")
 NO_MEMORY = Both("The server has too little memory for this: ask for less.", "服务器内存不足：请减少请求量。")
 
@@ -168,8 +169,8 @@ class Guard:
             if begun:
                 await send({"type": "http.response.body"})
             else:
-                said = f"{FAILED.en} {FAILED.zh}" if isinstance(error, OSError) else MEANINGLESS
-                await JSONResponse({"detail": said}, 400)(scope, receive, send)
+                known = NO_MEMORY if _is_about_memory(error) else FAILED if isinstance(error, OSError) else MEANINGLESS
+                await JSONResponse({"detail": f"{known.en} {known.zh}"}, 400)(scope, receive, send)
 
 
 def _place(error: Exception) -> str:
@@ -184,5 +185,8 @@ def _on_page(message: Both) -> str:
 
 
 def _is_about_memory(error: Exception) -> bool:
-    """Whether memory ran out; torch has no type of its own for that of the CPU."""
-    return isinstance(error, MemoryError) or "out of memory" in str(error).lower() or "allocate" in str(error)
+    """Whether memory ran out; neither torch nor Python's threads have a type of their own for that."""
+    said = str(error).lower()
+    return isinstance(error, MemoryError) or any(
+        word in said for word in ("out of memory", "allocate", "start new thread")
+    )

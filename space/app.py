@@ -5,6 +5,7 @@ import logging
 import os
 import sys
 from pathlib import Path
+from urllib.parse import urlencode
 
 import gradio as gr
 import served_models
@@ -54,16 +55,16 @@ def build_demo() -> gr.Blocks:
             chosen = words(gr.Dropdown, titles, value=titles[0], label=label, filterable=False, min_width=160)
             language = gr.Radio(LANGUAGES, value="en", label="Language / 语言", elem_id="language", min_width=200)
         problem = gr.HTML(elem_id="problem")
-        page = Page(demo, words, language, chosen)
+        asked, link = gr.State(None), gr.Textbox(visible="hidden")
+        loaded = demo.load(opened, None, [language, chosen, asked, link], **LIGHT)
+        loaded.then(None, language, None, js=IN_LANGUAGE, **LIGHT)
+        page = Page(demo, words, language, chosen, loaded, asked, link)
         with gr.Tabs():
             for tab in TABS:
                 tab.build(page)
         language.change(words.in_language, language, words.components, js=IN_LANGUAGE, **LIGHT)
         page.when_model_is_known(check_model, problem)
         page.fill()
-        # Through the queue: what follows a state is heard of only there.
-        ready = [language, chosen, page.opened, page.link]
-        demo.load(opened, None, ready, **LIGHT | {"queue": True}, concurrency_limit=None)
     return demo
 
 
@@ -105,7 +106,7 @@ def opened(request: gr.Request) -> tuple:
     language = "zh" if preferred.lower().startswith("zh") else "en"
     titles = [served_models.title(name) for name in served_models.names()]
     model = query["model"] if query.get("model") in titles else gr.skip()
-    return language, model, query, query if "seed" in query else gr.skip()
+    return language, model, query, urlencode(query) if "seed" in query else ""
 
 
 async def refusal(request: Request, error: HTTPException) -> JSONResponse:
@@ -116,7 +117,7 @@ async def refusal(request: Request, error: HTTPException) -> JSONResponse:
 
 async def malformed(request: Request, error: RequestValidationError) -> JSONResponse:
     """What a caller hears whose request has not the form that Gradio wants; FastAPI itself would send all of it back."""
-    return JSONResponse({"detail": MEANINGLESS}, 422)
+    return JSONResponse({"detail": f"{MEANINGLESS.en} {MEANINGLESS.zh}"}, 422)
 
 
 def main() -> None:
@@ -137,6 +138,7 @@ def main() -> None:
         css_paths=[FOLDER / "page.css"],
         footer_links=["api"],
         max_file_size=LARGEST_UPLOAD,
+        allowed_paths=[str(FOLDER / "example_images")],
         app_kwargs={
             "exception_handlers": {HTTPException: refusal, RequestValidationError: malformed},
             "middleware": [Middleware(Guard)],

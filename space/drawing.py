@@ -189,8 +189,9 @@ def image_drawing(
 
 
 def lease_seconds(drawing: Drawing, *_, **__) -> int:
-    """How long a GPU is needed at most: a call of 16 images takes well under 50 ms there."""
-    return 10 + drawing.calls * 50 // 1000
+    """How long a GPU is asked for: 50 ms for each call of the network, and 10 s to begin; two minutes at most."""
+    images = drawing.options.get("batch_size") or drawing.options["count"]
+    return min(120, 10 + drawing.calls // images * 50 // 1000)
 
 
 @on_gpu(duration=lease_seconds)
@@ -209,7 +210,7 @@ def frames(drawing: Drawing, preview_seconds: float = PREVIEW_SECONDS) -> Iterat
     try:
         states = getattr(pipeline, drawing.method)(**drawing.options)
     except ValueError as error:
-        raise InvalidRequestError(str(error), f"模型拒绝了这个请求：{error}") from error
+        raise InvalidRequestError(str(error), "模型拒绝了这个请求。") from error
     begun, shown = time.monotonic(), float("-inf")
     with closing(states):
         for state in states:
@@ -227,19 +228,32 @@ def frames(drawing: Drawing, preview_seconds: float = PREVIEW_SECONDS) -> Iterat
 
 
 def finished(asked: Drawing) -> Frame:
-    """The last frame of a drawing without images; what was asked for lately is kept, as examples are asked for often."""
-    key = json.dumps([asked.model, asked.method, asked.options], sort_keys=True)
-    with _keeping:
-        if key in _kept:
-            _kept.move_to_end(key)
-            return _kept[key]
-    *_, frame = frames(asked)
-    with _keeping:
-        if frame.sample.nbytes <= LARGEST_KEPT_BYTES:
-            _kept[key] = frame
-        if len(_kept) > LARGEST_KEPT:
-            _kept.popitem(last=False)
+    """The last frame of a drawing of new images, drawn only if it was not drawn lately."""
+    if (frame := kept(asked)) is None:
+        *_, frame = frames(asked)
+        keep(asked, frame)
     return frame
+
+
+def keep(asked: Drawing, frame: Frame) -> None:
+    """Keeps the last frame of a drawing: examples and links are asked for often. Of large images none is kept."""
+    if asked.method == "stream" and frame.sample.nbytes <= LARGEST_KEPT_BYTES:
+        with _keeping:
+            _kept[_key(asked)] = frame
+            if len(_kept) > LARGEST_KEPT:
+                _kept.popitem(last=False)
+
+
+def kept(asked: Drawing) -> Frame | None:
+    """The last frame of a drawing of new images, if it was drawn lately."""
+    with _keeping:
+        if _key(asked) in _kept:
+            _kept.move_to_end(_key(asked))
+        return _kept.get(_key(asked))
+
+
+def _key(asked: Drawing) -> str:
+    return json.dumps([asked.model, asked.method, asked.options], sort_keys=True)
 
 
 def pixels_of(sample: torch.Tensor) -> np.ndarray:

@@ -240,7 +240,11 @@ def posterior(timestep: int, previous_timestep: int | None = None, model: str | 
 
 
 def schedule(
-    beta_schedule: str = "linear", num_train_timesteps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02
+    beta_schedule: str = "linear",
+    num_train_timesteps: int = 1000,
+    beta_start: float = 1e-4,
+    beta_end: float = 0.02,
+    rescale_zero_snr: bool = False,
 ) -> dict[str, Any]:
     """A noise schedule: whether it ends in noise, and what to change if it does not.
 
@@ -249,12 +253,13 @@ def schedule(
         num_train_timesteps: T, 2 to 4000.
         beta_start: β_1, 1e-7 to 0.999; the cosine schedule has no use for it.
         beta_end: β_T, from β_1 to 0.999, likewise.
+        rescale_zero_snr: shift √ᾱ so that ᾱ_T is 0.
 
     Returns:
         ᾱ_T, what of the data is left in x_T, a verdict with its remedy, and β, ᾱ and SNR at some timesteps.
     """
     with answering("schedule", on_page=False, quiet=True):
-        return schedule_facts(beta_schedule, num_train_timesteps, beta_start, beta_end).as_dict()
+        return schedule_facts(beta_schedule, num_train_timesteps, beta_start, beta_end, rescale_zero_snr).as_dict()
 
 
 def equations(language: str = "en") -> str:

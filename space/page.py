@@ -41,16 +41,18 @@ class Page:
     words (`Words`): makes the components that have words.
     language (`gr.Radio`): `en` or `zh`.
     model (`gr.Dropdown`): the name of the model that is asked, out of `served_models.names()`.
+    loaded (`gr.events.Dependency`): the event by which the page learns of its address, for what follows it.
     opened (`gr.State`): the parameters of the address, `None` until they are known.
-    link (`gr.State`): the same, if they ask for images to be drawn.
+    link (`gr.Textbox`): the same as a query, if they ask for images to be drawn.
     """
 
     demo: gr.Blocks
     words: Words
     language: gr.Radio
     model: gr.Dropdown
-    opened: gr.State = field(default_factory=lambda: gr.State(None))
-    link: gr.State = field(default_factory=lambda: gr.State(None))
+    loaded: gr.events.Dependency
+    opened: gr.State
+    link: gr.Textbox
     _updates: list = field(default_factory=list)
 
     def when_model_is_known(self, update: Callable, outputs: Any, with_link: bool = False) -> None:
@@ -67,14 +69,17 @@ class Page:
         """Makes the one event of all that [`when_model_is_known`] was told; called when every tab is there."""
 
         def everything(model: str | None, opened: dict | None) -> list:
+            # What a link says is meant for its own model.
+            asked = opened if opened and opened.get("model", model) == model else None
             values: list = []
             for update, arguments, outputs in self._updates:
-                found = update(*arguments(model, opened))
+                found = update(*arguments(model, asked))
                 values += found if len(outputs) > 1 else [found]
             return values
 
         outputs = [output for _, _, outputs in self._updates for output in outputs]
-        gr.on([self.opened.change, self.model.change], everything, [self.model, self.opened], outputs, **LIGHT)
+        for happened in (self.loaded.then, self.model.change):
+            happened(everything, [self.model, self.opened], outputs, **LIGHT)
 
 
 # Of all events of the page. Values come as they were sent: each is checked where it is used, and an upload is not decoded

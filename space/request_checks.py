@@ -15,8 +15,11 @@ class InvalidRequestError(ValueError):
     """
 
     def __init__(self, en: str, zh: str):
-        super().__init__(en)
+        super().__init__(en, zh)
         self.message = Both(en, zh)
+
+    def __str__(self) -> str:
+        return self.message.en
 
 
 def whole_number(name: Both, value: object, smallest: int, largest: int) -> int:

@@ -41,7 +41,7 @@ def _last_part(name: str) -> str:
 
 def is_on_hub(name: str) -> bool:
     """Whether a name is one of a repository: `user/model`."""
-    return name.count("/") == 1 and not name.startswith((".", "/", "~"))
+    return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(name).is_dir()
 
 
 def by_title(asked: str | None) -> str:

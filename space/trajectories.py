@@ -14,7 +14,7 @@ from ddpm_hub.ddpm_noise_sources import DrawnNoise, seeded
 from ddpm_hub.ddpm_sampling_settings import SETTINGS, USUAL, settings_for_call
 
 LARGEST_KEPT = 60
-LARGEST_BYTES = 32 * 2**20  # of the pixels of a trajectory: large images are kept less often
+LARGEST_BYTES = 2 * 2**20  # of the pixels of a trajectory: large images are kept less often
 
 
 @dataclass(frozen=True)

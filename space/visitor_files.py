@@ -43,10 +43,9 @@ def opened_image(upload: object, name: Both = IMAGE) -> Image.Image:
     try:
         return _decoder.submit(_decoded, path).result()
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        megapixels = LARGEST_PIXELS // 10**6
         raise InvalidRequestError(
-            f"{name.en} is too large: at most {megapixels} million pixels.",
-            f"{name.zh}过大：最多 {megapixels} 百万像素。",
+            f"{name.en} is too large: at most {LARGEST_PIXELS // 10**6} million pixels.",
+            f"{name.zh}过大：最多 {LARGEST_PIXELS // 10**4} 万像素。",
         ) from error
     except MemoryError:
         raise

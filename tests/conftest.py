@@ -97,7 +97,7 @@ def trains() -> Iterator[TrainServer]:
     server.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # while it is open, the process has a running event loop
 def browser():
     """The system's Chromium or Chrome, else Playwright's own; where none is found, the tests fail."""
     from playwright.sync_api import sync_playwright

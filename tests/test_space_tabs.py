@@ -14,7 +14,7 @@ from space_server import SpaceServer
 
 TABS = {
     "en": ["Generate", "Forward", "Reverse", "Schedule", "Edit", "Equations", "Model"],
-    "zh": ["生成", "前向过程", "逆向过程", "噪声方案", "编辑", "公式", "模型"],
+    "zh": ["生成", "前向过程", "逆向过程", "噪声调度", "编辑", "公式", "模型"],
 }
 DESKTOP, PHONE = (1280, 900), (390, 844)
 CHINESE = re.compile("[一-鿿]")

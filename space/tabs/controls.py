@@ -13,6 +13,8 @@ from request_checks import InvalidRequestError
 
 SAMPLER_CHOICES = [(title, name) for name, title in SAMPLERS.items()]
 
+ANY_TITLE = "any · 任意"
+
 # What a link says, and how its text is read.
 LINK = {"model": str, "class": str, "count": int, "sampler": str, "steps": int, "guidance": float, "seed": int}
 
@@ -29,27 +31,28 @@ def class_control(page: Page, linked: bool = False) -> gr.Dropdown:
     """The class, out of those of the model."""
     # Custom values: Gradio knows the classes of the model only on a page that has loaded.
     control = page.words(
-        gr.Dropdown, [ANY_CLASS], value=ANY_CLASS, label=Both("Class", "类别"), allow_custom_value=True
+        gr.Dropdown, [(ANY_TITLE, ANY_CLASS)], value=ANY_CLASS, label=Both("Class", "类别"), allow_custom_value=True
     )
 
     def choices(model: str | None, opened: dict | None) -> dict:
         try:
             allowed = drawing.classes(served_models.pipeline(model))
+            named = [(ANY_TITLE if name == ANY_CLASS else name, name) for name in allowed]
         except InvalidRequestError:
             return gr.skip()
         asked = of_link(opened, "class") if linked else None
-        return gr.update(choices=allowed, value=asked if asked in allowed else ANY_CLASS)
+        return gr.update(choices=named, value=asked if asked in allowed else ANY_CLASS)
 
     page.when_model_is_known(choices, control, with_link=True)
     return control
 
 
-def count_control(page: Page, value: int = 8, linked: bool = False) -> gr.Slider:
+def count_control(page: Page, value: int = 8, smallest: int = 1, linked: bool = False) -> gr.Slider:
     """The number of images."""
     label = Both("Images", "图像数")
-    control = page.words(gr.Slider, 1, LARGEST_COUNT, value=value, step=1, label=label, buttons=[])
+    control = page.words(gr.Slider, smallest, LARGEST_COUNT, value=value, step=1, label=label, buttons=[])
     if linked:
-        page.when_model_is_known(lambda _, opened: of_link(opened, "count", value), control, with_link=True)
+        page.when_model_is_known(lambda _, opened: of_link(opened, "count", gr.skip()), control, with_link=True)
     return control
 
 

@@ -109,13 +109,8 @@ def _inpainting(page: Page) -> tuple[gr.Button, gr.Button, Callable, list]:
             buttons=[],
         )
         seeds = seed_controls(page)
-    gr.on(
-        [source.change, page.model.change, page.opened.change],
-        _picture,
-        [page.model, source],
-        [brush, problem],
-        **LIGHT,
-    )
+    for happened in (source.change, page.model.change, page.loaded.then):
+        happened(_picture, [page.model, source], [brush, problem], **LIGHT)
     inputs = [page.model, source, brush, class_name, count, sampler, num_steps, resamplings, guidance, *seeds]
     return *buttons, inpaint, inputs
 
@@ -211,7 +206,7 @@ def _interpolation(page: Page) -> tuple[gr.Button, gr.Button, Callable, list]:
     with gr.Row():
         first = words(gr.Number, 1, label=Both("First seed", "第一个种子"), min_width=100)
         second = words(gr.Number, 2, label=Both("Second seed", "第二个种子"), min_width=100)
-    class_name, count = class_control(page), count_control(page, 8)
+    class_name, count = class_control(page), count_control(page, 8, smallest=2)
     buttons = _buttons(page)
     with _settings(page):
         sampling = sampling_controls(page)

@@ -45,9 +45,8 @@ def build(page: Page) -> None:
             walked = gr.HTML(elem_id="walked")
     inputs = [scheduler, page.model, pixels, time, seed]
     changed = [
-        gr.on(
-            [page.opened.change, page.model.change], scheduler_and_times, page.model, [scheduler, time], **LIGHT
-        ).then,
+        page.loaded.then(scheduler_and_times, page.model, [scheduler, time], **LIGHT).then,
+        page.model.change(scheduler_and_times, page.model, [scheduler, time], **LIGHT).then,
         source.change(small_pixels, source, pixels, **LIGHT).then,
         another.click(lambda: random.randrange(LARGEST_SEED + 1), None, seed, **LIGHT).then,
     ]
@@ -77,7 +76,7 @@ def _controls(page: Page) -> tuple:
         seed = words(gr.Number, 0, label=Both("Seed", "随机种子"), precision=0, min_width=110)
         another = words(gr.Button, value=Both("Other noise", "换一种噪声"), min_width=110, size="md")
     label = Both("t: steps of noise", "t：加噪的步数")
-    info = Both("On the schedule of the model that is chosen above.", "采用上方所选模型的噪声方案。")
+    info = Both("On the schedule of the model that is chosen above.", "采用上方所选模型的噪声调度。")
     time = words(gr.Slider, 1, 1000, value=FIRST_TIME, step=1, label=label, info=info, buttons=[])
     return source, seed, another, time
 

@@ -2,7 +2,7 @@
 
 import html
 from collections.abc import AsyncIterator
-from urllib.parse import urlencode
+from urllib.parse import parse_qsl, urlencode
 
 import drawing
 import gradio as gr
@@ -57,11 +57,11 @@ def build(page: Page) -> None:
     inputs = [page.model, *controls, seed, random_seed]
     outputs = [results.live, results.gallery, results.status, seed, link, drawn, animate, animation]
     draws([run.click], stop, generate, inputs, outputs, results.status)
-    draws([page.link.change], stop, generate_link, [page.model, page.link], outputs, results.status)
+    draws([page.link.change], stop, generate_link, [page.link], outputs, results.status)
     page.when_model_is_known(example_names, examples)
     page.when_model_is_known(ready, [results.status, run], with_link=True)
     chosen = [*controls, seed, random_seed, *outputs]
-    examples.click(example, [page.model, examples], chosen, **NETWORK)
+    draws([examples.click], stop, example, [page.model, examples], chosen, results.status)
     animate.click(animated, drawn, animation, **NETWORK | {"show_progress": "full"})
 
 
@@ -90,13 +90,13 @@ async def generate(
     async for update in drawn_images("generate", make):
         yield *update, *begun
         begun = (gr.skip(),) * 5
-    yield *(gr.skip(),) * 4, link_to(asked[0], class_name), asked[0], gr.update(interactive=True), gr.skip()
+    yield *(gr.skip(),) * 4, link_to(asked[0]), asked[0], gr.update(interactive=True), gr.skip()
 
 
-async def generate_link(model: str, link: dict) -> AsyncIterator[tuple]:
-    """Draws what a link asks for."""
-    defaults = {"model": model, "count": 8}
-    values = [of_link(link, name, defaults.get(name)) for name in LINK]
+async def generate_link(link: str) -> AsyncIterator[tuple]:
+    """Draws what the address of the page asks for."""
+    asked = dict(parse_qsl(link))
+    values = [of_link(asked, name, {"count": 8}.get(name)) for name in LINK]
     async for update in generate(*values, random_seed=False):
         yield update
 
@@ -129,26 +129,28 @@ def example_names(model: str) -> dict:
     return gr.update(samples=[[name] for name in names])
 
 
-def example(model: str, number: int) -> tuple:
+async def example(model: str, number: int) -> AsyncIterator[tuple]:
     """An example's settings and images; they are drawn once and kept."""
-    with answering("example") as settings:
+    with answering("example", quiet=True):
         examples = _examples(model)
         asked = examples[whole_number(Both("The example", "示例"), number, 0, len(examples) - 1)]
-        settings |= asked.described()
-        frame, options = drawing.finished(asked), asked.options
-        name = _class_name(asked)
-    controls = (name, len(asked.seeds), options["sampler"], options["num_inference_steps"], options["guidance_scale"])
-    images = panels(frame), captioned(frame, asked), finished(frame)
-    rest = link_to(asked, name), asked, gr.update(interactive=True), gr.update(visible=False)
-    return *controls, asked.seeds[0], False, *images, gr.skip(), *rest
+    options, seed = asked.options, asked.seeds[0]
+    steps, scale = options["num_inference_steps"], options["guidance_scale"]
+    controls = (_class_name(asked), len(asked.seeds), options["sampler"], steps, scale, seed, False)
+    rest = gr.skip(), link_to(asked), asked, gr.update(interactive=True), gr.update(visible=False)
+    if frame := drawing.kept(asked):
+        yield *controls, panels(frame), captioned(frame, asked), finished(frame), *rest
+        return
+    async for update in drawn_images("example", lambda: asked):
+        yield *controls, *update, *rest
 
 
-def link_to(asked: Drawing, class_name: str) -> str:
+def link_to(asked: Drawing) -> str:
     """A link to the page that draws these images again, as HTML."""
     options = asked.options
     values = (
         served_models.title(asked.model),
-        class_name,
+        _class_name(asked),
         len(asked.seeds),
         options["sampler"],
         options["num_inference_steps"],

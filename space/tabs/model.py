@@ -8,6 +8,8 @@ from model_facts import ModelFacts, model_facts
 from page import LIGHT, Page
 from request_checks import InvalidRequestError
 
+from ddpm_hub.evaluation_tables import value_and_reference
+
 # As the cards of the Hub have it.
 DELIMITERS = [
     {"left": "$$", "right": "$$", "display": True},
@@ -31,7 +33,6 @@ def build(page: Page) -> None:
             elem_classes="images",
         )
         card = gr.Markdown(elem_id="model-card", latex_delimiters=DELIMITERS)
-    # A card is large: it is fetched when somebody looks at it.
     gr.on([tab.select, page.model.change], _shown, page.model, [facts, plots, card], **LIGHT)
 
 
@@ -60,6 +61,11 @@ def _table(known: ModelFacts) -> str:
         (Both("Parameters of the network", "网络参数量"), f"{known.num_parameters:,}"),
         (Both("T", "T"), f"{known.num_train_timesteps:,}"),
         (Both("Best sampled with (sampler, steps, guidance)", "推荐采样（采样器、步数、引导强度）"), sampling),
+    ]
+    rows += [
+        (Both(*[html.escape(str(entry["name"]))] * 2), html.escape(value_and_reference(entry)))
+        for entry in known.metrics.get("evaluation", [])
+        if {"name", "value"} <= entry.keys()
     ]
     cells = "".join(f'<tr><th scope="row">{name.html}</th><td>{value}</td></tr>' for name, value in rows)
     return f'<table class="facts">{cells}</table>'

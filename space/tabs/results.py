@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Callable
 
+import drawing
 import gradio as gr
 from answers import answering
 from both_languages import Both
@@ -60,6 +61,7 @@ async def drawn_images(action: str, make: Callable[[], Drawing]) -> AsyncIterato
                 async for frame in drawn:
                     if frame.step < frame.num_steps:
                         yield gr.skip() if frame.sample is None else panels(frame), gr.skip(), progress(frame)
+            drawing.keep(asked, frame)
             yield panels(frame), captioned(frame, asked), finished(frame)
     except gr.Error as error:
         yield gr.skip(), gr.skip(), f"<p>{error.message}</p>"
@@ -72,6 +74,6 @@ def captioned(frame: Frame, asked: Drawing) -> dict:
     if asked.method == "stream_interpolate":
         captions = [f"{i / last:.0%}" for i in range(last + 1)]
     else:
-        captions = [f"seed {seed}" for seed in asked.seeds]
+        captions = [str(seed) for seed in asked.seeds]
     images = [(enlarged(as_image(pixels)), text) for pixels, text in zip(frame.sample, captions, strict=True)]
     return gr.update(value=images, visible=True)

@@ -76,8 +76,7 @@ def _posterior(page: Page, tab: gr.Tab) -> None:
                 mean = _equations(Both("Mean and variance", "均值与方差"))
                 precision = _equations(Both("By completing the square", "由配方法得到"))
     views = [mean, precision, densities, weights]
-    # Not preprocessed: a number's box is empty while another one is typed, and Gradio's own slider fails there.
-    live = LIGHT | {"trigger_mode": "always_last", "preprocess": False}
+    live = LIGHT | {"trigger_mode": "always_last"}
     inputs = [page.model, t, s, single, x_0, x_t]
     t.input(t_moved, inputs, [s, *views], **live)
     s.input(s_moved, inputs, [t, *views], **live)

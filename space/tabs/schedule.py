@@ -29,7 +29,7 @@ INTRODUCTION = note(
 def build(page: Page) -> None:
     """Makes the tab."""
     words = page.words
-    with words(gr.Tab, label=Both("Schedule", "噪声方案"), id="schedule"):
+    with words(gr.Tab, label=Both("Schedule", "噪声调度"), id="schedule"):
         gr.HTML(INTRODUCTION)
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
