@@ -28,7 +28,6 @@ class Results:
             gr.Gallery,
             label=Both("The images", "生成的图像"),
             show_label=False,
-            visible=False,  # until there is something to see
             columns=4,
             height="auto",
             format="png",
@@ -56,7 +55,7 @@ async def drawn_images(action: str, make: Callable[[], Drawing]) -> AsyncIterato
         with answering(action) as settings:
             asked = make()
             settings |= asked.described()
-            yield panels(), gr.update(value=None, visible=False), gr.skip()
+            yield panels(), None, gr.skip()
             async with frames(asked) as drawn:
                 async for frame in drawn:
                     if frame.step < frame.num_steps:
@@ -68,12 +67,11 @@ async def drawn_images(action: str, make: Callable[[], Drawing]) -> AsyncIterato
         raise
 
 
-def captioned(frame: Frame, asked: Drawing) -> dict:
+def captioned(frame: Frame, asked: Drawing) -> list[tuple]:
     """What a gallery shows: the images, each under its seed; those between two seeds under their share of the second."""
     last = len(frame.sample) - 1
     if asked.method == "stream_interpolate":
         captions = [f"{i / last:.0%}" for i in range(last + 1)]
     else:
         captions = [str(seed) for seed in asked.seeds]
-    images = [(enlarged(as_image(pixels)), text) for pixels, text in zip(frame.sample, captions, strict=True)]
-    return gr.update(value=images, visible=True)
+    return [(enlarged(as_image(pixels)), text) for pixels, text in zip(frame.sample, captions, strict=True)]
