@@ -21,10 +21,11 @@ log = logging.getLogger("ddpm_hub.requests")
 LARGEST_MESSAGE = 2**20
 LARGEST_TOOL_CALLS = 24  # each holds one of the 40 threads that answer pages as well
 
-# What Gradio offers and this page does not use: it would fetch from other servers, fill the disk or write to the log.
+# What Gradio offers and this page does not use: it would fetch from other servers, fill the disk, write to the log or, as
+# the older way to call tools, hold threads uncounted.
 CLOSED = tuple(
     f"/gradio_api/{route}"
-    for route in ("file=http", "proxy=", "deep_link", "process_recording", "custom_component", "dev")
+    for route in ("file=http", "proxy=", "deep_link", "process_recording", "custom_component", "dev", "mcp/sse")
 )
 UPLOADS, TOOLS = "/gradio_api/upload", "/gradio_api/mcp"
 

@@ -67,8 +67,9 @@ def call(server: SpaceServer, name: str, data: object) -> tuple[int, str]:
 
 def serves(server: SpaceServer, client: Client) -> None:
     """Whether it still draws what it should."""
-    images, _ = client.predict(class_name="one", count=2, seed=3, num_steps=4, api_name="/generate")
-    own = make_pipeline()(batch_size=2, class_labels=1, num_inference_steps=4, seed=3).images
+    seed = random.randrange(2**32 - 1)  # what was drawn lately is kept
+    images, _ = client.predict(class_name="one", count=2, seed=seed, num_steps=4, api_name="/generate")
+    own = make_pipeline()(batch_size=2, class_labels=1, num_inference_steps=4, seed=[seed, seed + 1]).images
     # Whoever uses the two cores beside decides how the network rounds.
     np.testing.assert_allclose(pixels(images).astype(int), np.stack([np.asarray(image) for image in own]), atol=1)
     assert server.process.poll() is None
@@ -202,23 +203,6 @@ def test_random_values_for_every_endpoint_are_answered(server, client):
             if name in ("generate", "trajectory", "interpolate"):
                 data[:2] = [source.choice(["nine", None, 5]), anything(source)]  # or it draws, and takes its time
             check_answer(*call(server, name, data), server)
-    serves(server, client)
-
-
-def test_random_values_for_every_event_of_the_page_are_answered(server, client):
-    source = random.Random(9)
-    config = httpx.get(f"{server.url}config").json()
-    events = [event["id"] for event in config["dependencies"]]
-    assert len(events) > 50
-    for number in [*events, -1, 10**9]:
-        body = {
-            "fn_index": number,
-            "session_hash": "fuzz",
-            "data": [anything(source) for _ in range(source.randrange(12))],
-        }
-        for route in ("run/predict", "queue/join"):
-            answer = httpx.post(f"{server.url}gradio_api/{route}", content=json.dumps(body), headers=JSON, timeout=60)
-            check_answer(answer.status_code, answer.text, server)
     serves(server, client)
 
 

@@ -8,6 +8,7 @@ import random
 import re
 import resource
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import httpx
 import numpy as np
 import psutil
 import pytest
+import served_models
 from answers import BUSY, LARGEST_MESSAGE, LARGEST_TOOL_CALLS, MEANINGLESS, TOO_LARGE, Guard
 from conftest import make_pipeline
 from gradio_client import Client, handle_file
@@ -112,6 +114,14 @@ def test_a_model_that_does_not_load_is_said_and_hides_no_other(client):
     draws_rightly(client)
 
 
+def test_nobody_waits_for_a_model_that_somebody_else_asks_for(server, monkeypatch):
+    name = str(server.log.parent / "model")
+    monkeypatch.setenv("DDPM_HUB_MODEL", name)
+    loaded = served_models.load(name)
+    with ThreadPoolExecutor(1) as visitor, served_models._loading:
+        assert visitor.submit(served_models.load, name).result(30) is loaded
+
+
 def test_few_tools_are_called_at_once_since_each_waits_in_a_thread():
     async def use() -> tuple[list, httpx.Response, list]:
         arrived, end = asyncio.Semaphore(0), asyncio.Event()
@@ -127,7 +137,7 @@ def test_few_tools_are_called_at_once_since_each_waits_in_a_thread():
             calls = [asyncio.create_task(client.post("/gradio_api/mcp/")) for _ in range(LARGEST_TOOL_CALLS)]
             for _ in calls:
                 await arrived.acquire()
-            refused = await client.post("/gradio_api/mcp/")
+            refused = await asyncio.wait_for(client.post("/gradio_api/mcp/"), 30)
             end.set()
             others = [(await call).status_code for call in calls]
             return others, refused, (await client.post("/gradio_api/mcp/")).status_code
@@ -175,7 +185,7 @@ def test_tools_take_uploads_by_address_or_inside_and_no_other_file(server, http,
 @pytest.mark.parametrize(
     "route",
     ["file=http://example.com/", "file=HTTPS://example.com/", "proxy=http://127.0.0.1/", "deep_link?session_hash=x",
-     "custom_component/a/client/b/c", "dev/reload"],
+     "custom_component/a/client/b/c", "dev/reload", "mcp/sse"],
 )  # fmt: skip
 def test_what_the_page_does_not_use_is_closed(http, route):
     assert http.get(f"gradio_api/{route}").status_code == 404

@@ -1,7 +1,10 @@
 """Uploads of every kind: what is harmless becomes an image of 8 bits, and all else is refused in one sentence."""
 
 import struct
+import threading
 import zlib
+from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -96,7 +99,63 @@ def test_a_photo_that_lies_on_its_side_is_turned(uploads):
     np.testing.assert_array_equal(np.asarray(found), np.rot90(PIXELS, -1))
 
 
+def test_32_bits_are_cut_to_16(uploads):
+    values = np.array([[-7, 0, 257, 70_000]], np.int32)
+    found = opened_image(save(uploads, "a.tiff", Image.fromarray(values)))
+    np.testing.assert_array_equal(np.asarray(found), [[0, 0, 1, 255]])
+
+
+def test_colours_of_print(uploads):
+    found = opened_image(save(uploads, "a.tiff", Image.new("CMYK", (2, 2), (0, 255, 255, 0))))
+    assert found.getpixel((0, 0)) == (255, 0, 0)
+
+
+@pytest.mark.parametrize("factor", [1, 2, 3])
+def test_a_large_image_is_made_smaller_by_a_whole_factor(uploads, monkeypatch, factor):
+    monkeypatch.setattr(visitor_files, "KEPT_PIXELS", PIXELS.shape[0] * PIXELS.shape[1])
+    enlarged = Image.fromarray(PIXELS.repeat(factor, 0).repeat(factor, 1))
+    np.testing.assert_array_equal(np.asarray(opened_image(save(uploads, "a.png", enlarged))), PIXELS)
+
+
+def test_images_are_decoded_one_after_another(uploads, monkeypatch):
+    path, inside, most, threads = save(uploads, "a.png", Image.fromarray(PIXELS)), [], [], set()
+    decoded = visitor_files._decoded
+
+    def watched(path):
+        inside.append(path)
+        threads.add(threading.get_ident())
+        found = decoded(path)
+        most.append(len(inside))
+        inside.pop()
+        return found
+
+    monkeypatch.setattr(visitor_files, "_decoded", watched)
+    with ThreadPoolExecutor(8) as visitors:
+        list(visitors.map(opened_image, [path] * 200))
+    assert max(most) == len(threads) == 1
+
+
+def test_an_upload_is_known_by_its_address_too(uploads):
+    path = save(uploads, "a b%2f.png", Image.fromarray(PIXELS))
+    address = f"https://space.example/gradio_api/file={quote(path)}"
+    assert opened_image({"path": address}).size == (4, 6)
+    file = {"path": address, "meta": {"_type": "gradio.FileData"}}
+    assert with_uploads([file]) == [file | {"path": path}]
+
+
 # --- What is refused ---
+
+
+def test_too_little_memory_is_no_fault_of_the_image(uploads, monkeypatch):
+    path = save(uploads, "a.png", Image.fromarray(PIXELS))
+
+    def fails(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(visitor_files, "_in_8_bits", fails)
+    with pytest.raises(MemoryError):
+        opened_image(path)
+
 
 UNREADABLE = "The image cannot be read: it is damaged, or no PNG, JPEG, WEBP, GIF, BMP or TIFF."
 ROW = b"\0" * (30_000 // 8 + 1)
