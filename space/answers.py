@@ -11,23 +11,10 @@ from pathlib import Path
 
 import gradio as gr
 from both_languages import Both
-from fastapi import HTTPException
-from fastapi.responses import JSONResponse
 from request_checks import InvalidRequestError
-from visitor_files import LARGEST_BYTES, with_uploads
+from visitor_files import with_uploads
 
 log = logging.getLogger("ddpm_hub.requests")
-
-LARGEST_MESSAGE = 2**20
-LARGEST_TOOL_CALLS = 24  # each holds one of the 40 threads that answer pages as well
-
-# What Gradio offers and this page does not use: it would fetch from other servers, fill the disk, write to the log or, as
-# the older way to call tools, hold threads uncounted.
-CLOSED = tuple(
-    f"/gradio_api/{route}"
-    for route in ("file=http", "proxy=", "deep_link", "process_recording", "custom_component", "dev", "mcp/sse")
-)
-UPLOADS, TOOLS = "/gradio_api/upload", "/gradio_api/mcp"
 
 # What the components of the page give; callers of its events may send anything.
 TYPES = {
@@ -42,7 +29,6 @@ TYPES = {
 }
 
 BUSY = "Busy: many visitors are waiting. Try again in a minute. 访问者过多，请稍后再试。"
-TOO_LARGE = "The request is too large. 请求过大。"
 MEANINGLESS = Both("The request is none that this server knows.", "服务器无法理解该请求。")
 FAILED = Both("The server failed to do this; its log says why.", "服务器未能完成该请求；原因见其日志。")
 NO_MEMORY = Both("The server has too little memory for this: ask for less.", "服务器内存不足：请减少请求量。")
@@ -73,7 +59,7 @@ def answering(action: str, on_page: bool = True, quiet: bool = False) -> Iterato
         outcome = "stopped"
         raise
     except Exception as error:
-        outcome, refusal = "failed", NO_MEMORY if _is_about_memory(error) else FAILED
+        outcome, refusal = "failed", NO_MEMORY if is_about_memory(error) else FAILED
         log.exception("%s failed", action)
     finally:
         if not quiet:
@@ -102,7 +88,7 @@ class AnsweringBlocks(gr.Blocks):
         except (InvalidRequestError, OSError, MemoryError):
             raise
         except Exception as error:  # Gradio's components raise whatever they stumble on
-            log.info("%s refused: %s", block_fn.api_name, _place(error))
+            log.info("%s refused: %s", block_fn.api_name, place(error))
             raise InvalidRequestError(
                 "A value is missing, of the wrong type or outside its range.", "有参数缺失、类型错误或超出范围。"
             ) from error
@@ -116,65 +102,7 @@ def _check_type(component: gr.components.Component, value: object) -> None:
         raise ValueError("That is none of its choices.")
 
 
-class Guard:
-    """Around the whole server, as ASGI: requests are of a size that it can hold, and what its own routes stumble on is said in one
-    sentence. No answer has a status of 500 or more, except 503 where too many visitors are waiting."""
-
-    def __init__(self, app):
-        self._app, self._tool_calls = app, 0
-
-    async def __call__(self, scope, receive, send) -> None:
-        """Answers a request."""
-        path = scope["path"].lower() if scope["type"] == "http" else ""
-        if not path:
-            await self._app(scope, receive, send)
-        elif path.startswith(CLOSED):
-            await JSONResponse({"detail": "Not Found"}, 404)(scope, receive, send)
-        elif path.startswith(TOOLS) and scope["method"] == "POST":
-            if self._tool_calls >= LARGEST_TOOL_CALLS:
-                await JSONResponse({"detail": BUSY}, 503)(scope, receive, send)
-                return
-            self._tool_calls += 1
-            try:
-                await self._answer(scope, receive, send)
-            finally:
-                self._tool_calls -= 1
-        else:
-            await self._answer(scope, receive, send)
-
-    async def _answer(self, scope, receive, send) -> None:
-        # An upload is sent as a form, or inside of a message to a tool, where it takes a third more.
-        left = LARGEST_BYTES * 3 // 2 if scope["path"].startswith((UPLOADS, TOOLS)) else LARGEST_MESSAGE
-        begun = False
-
-        async def receive_some() -> dict:
-            nonlocal left
-            message = await receive()
-            left -= len(message.get("body", b""))
-            if left < 0:
-                raise HTTPException(413, TOO_LARGE)
-            return message
-
-        async def send_mended(message: dict) -> None:
-            nonlocal begun
-            begun = True
-            if message.get("status", 200) >= 500 and message["status"] != 503:
-                message["status"] = 400
-            await send(message)
-
-        try:
-            await self._app(scope, receive_some, send_mended)
-        except Exception as error:  # Gradio's routes raise whatever they stumble on
-            route = getattr(scope.get("route"), "path", "a request")
-            log.warning("%s failed: %s", route, _place(error))
-            if begun:
-                await send({"type": "http.response.body"})
-            else:
-                known = NO_MEMORY if _is_about_memory(error) else FAILED if isinstance(error, OSError) else MEANINGLESS
-                await JSONResponse({"detail": f"{known.en} {known.zh}"}, 400)(scope, receive, send)
-
-
-def _place(error: Exception) -> str:
+def place(error: Exception) -> str:
     """What was raised where, without its words, which may be the visitor's."""
     frame = traceback.extract_tb(error.__traceback__)[-1]
     cause = f" ({error.strerror})" if isinstance(error, OSError) else ""
@@ -185,7 +113,7 @@ def _on_page(message: Both) -> str:
     return Both(html.escape(message.en), html.escape(message.zh)).html
 
 
-def _is_about_memory(error: Exception) -> bool:
+def is_about_memory(error: Exception) -> bool:
     """Whether memory ran out; neither torch nor Python's threads have a type of their own for that."""
     said = str(error).lower()
     return isinstance(error, MemoryError) or any(

@@ -9,7 +9,7 @@ from urllib.parse import urlencode
 
 import gradio as gr
 import served_models
-from answers import BUSY, MEANINGLESS, AnsweringBlocks, Guard
+from answers import BUSY, MEANINGLESS, AnsweringBlocks
 from both_languages import Both
 from endpoints import add_endpoints
 from fastapi import HTTPException, Request
@@ -17,6 +17,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.middleware import Middleware
 from fastapi.responses import JSONResponse
 from gpu_lease import ON_ZERO_GPU
+from guard import Guard
 from page import LANGUAGES, LIGHT, Page, Words
 from request_checks import InvalidRequestError
 from tabs import edit, equations, forward, generate, model, reverse, schedule

@@ -12,13 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import served_models
-import torch
 from both_languages import Both
 from gpu_lease import on_gpu
+from pictures import pixels_of
 from request_checks import LARGEST_SEED, InvalidRequestError, choice, number, whole_number
 
 from ddpm_hub import DDPMHubPipeline, save_animation
-from ddpm_hub.ddpm_equations import denormalize
 
 LARGEST_COUNT = 16
 LARGEST_CALLS = 16_000  # images times steps
@@ -254,11 +253,6 @@ def kept(asked: Drawing) -> Frame | None:
 
 def _key(asked: Drawing) -> str:
     return json.dumps([asked.model, asked.method, asked.options], sort_keys=True)
-
-
-def pixels_of(sample: torch.Tensor) -> np.ndarray:
-    """A sample in [−1, 1], shape (B, C, H, W), as uint8 pixels, shape (B, H, W, C)."""
-    return denormalize(sample).permute(0, 2, 3, 1).cpu().numpy()
 
 
 @on_gpu(duration=lease_seconds)

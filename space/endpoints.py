@@ -15,12 +15,12 @@ import numpy as np
 import served_models
 from answers import answering
 from both_languages import Both
-from drawing import Drawing, pixels_of
+from drawing import Drawing
 from forward_facts import jump, scheduler_of, small, walk
 from gradio import FileData
 from model_facts import model_facts
 from page import NETWORK
-from pictures import as_image
+from pictures import as_image, pixels_of
 from posterior_facts import posterior_facts
 from request_checks import InvalidRequestError, choice
 from schedule_facts import schedule_facts

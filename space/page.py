@@ -89,6 +89,9 @@ _RAW = {"preprocess": False, "api_visibility": "private", "show_progress": "hidd
 # Of events that ask no network: they are answered at once, whatever is in the queue.
 LIGHT = _RAW | {"queue": False}
 
+# Of controls that are moved: the last position is what counts.
+LIVE = LIGHT | {"trigger_mode": "always_last"}
+
 # Of events that ask one: further visitors wait for their turn.
 NETWORK = _RAW | {"concurrency_id": "network", "concurrency_limit": 4}
 

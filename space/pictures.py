@@ -5,11 +5,21 @@ import io
 import math
 
 import numpy as np
+import torch
+from both_languages import Both
 from PIL import Image, ImageOps
+from svg_text import html_words
+
+from ddpm_hub.ddpm_equations import denormalize
 
 SMALLEST_SIDE = 224
 COLUMNS = 4
 PREVIEW_SIDE = 512  # of a picture that is shown for a moment
+
+
+def pixels_of(sample: torch.Tensor) -> np.ndarray:
+    """A sample in [−1, 1], shape (B, C, H, W), as uint8 pixels, shape (B, H, W, C)."""
+    return denormalize(sample).permute(0, 2, 3, 1).cpu().numpy()
 
 
 def as_image(pixels: np.ndarray) -> Image.Image:
@@ -50,3 +60,10 @@ def png_address(image: Image.Image) -> str:
     content = io.BytesIO()
     image.save(content, "PNG", compress_level=1)
     return f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"
+
+
+def figure(pixels: np.ndarray, words: Both) -> str:
+    """Pixels with what they are below, as HTML."""
+    image = as_image(pixels)
+    picture = f'<img class="pixels" width="{image.width}" height="{image.height}" src="{png_address(image)}" alt="">'
+    return f"<figure>{picture}<figcaption>{html_words(words)}</figcaption></figure>"

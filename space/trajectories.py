@@ -8,8 +8,8 @@ import numpy as np
 import served_models
 import torch
 from drawing import Drawing, Frame
+from pictures import pixels_of
 
-from ddpm_hub.ddpm_equations import denormalize
 from ddpm_hub.ddpm_noise_sources import DrawnNoise, seeded
 from ddpm_hub.ddpm_sampling_settings import SETTINGS, USUAL, settings_for_call
 
@@ -124,4 +124,4 @@ def _noise(drawing: Drawing, shape: tuple[int, ...]) -> np.ndarray:
     """x_T as pixels, shape (H, W, C): what the pipeline draws from the seed before the first step; no frame has it."""
     _, height, width, channels = shape
     sample = DrawnNoise(seeded(drawing.seeds, None, 1)).draw(torch.empty(1, channels, height, width))
-    return denormalize(sample)[0].permute(1, 2, 0).numpy()
+    return pixels_of(sample)[0]

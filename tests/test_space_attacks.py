@@ -17,10 +17,11 @@ import numpy as np
 import psutil
 import pytest
 import served_models
-from answers import BUSY, LARGEST_MESSAGE, LARGEST_TOOL_CALLS, MEANINGLESS, TOO_LARGE, Guard
+from answers import BUSY, MEANINGLESS
 from conftest import make_pipeline
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
+from guard import LARGEST_MESSAGE, LARGEST_TOOL_CALLS, TOO_LARGE, Guard
 from mcp import ClientSession
 from mcp.client.streamable_http import streamable_http_client
 from PIL import Image

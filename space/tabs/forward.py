@@ -8,7 +8,7 @@ from answers import answering
 from both_languages import Both
 from example_pictures import EXAMPLES
 from forward_facts import jump, scheduler_of, small, walk
-from page import LIGHT, Page, note
+from page import LIGHT, LIVE, Page, note
 from request_checks import LARGEST_SEED
 from svg_text import html_words
 from visitor_files import opened_image
@@ -16,7 +16,6 @@ from visitor_files import opened_image
 from ddpm_hub import DDPMHubScheduler
 from tabs.forward_views import jump_view, walk_view
 
-LIVE = LIGHT | {"trigger_mode": "always_last"}
 FIRST_TIME = 300
 
 INTRODUCTION = note(

@@ -3,14 +3,11 @@
 from statistics import NormalDist
 
 import numpy as np
-import torch
 from both_languages import Both
 from forward_facts import GREY_LEVEL, Jump, Walk
-from pictures import as_image, png_address
+from pictures import figure, pixels_of
 from svg_plots import Series, plot
 from svg_text import html_words, number_text
-
-from ddpm_hub.ddpm_equations import denormalize
 
 LARGEST_VALUE = 4.0
 _BINS = 40
@@ -23,7 +20,7 @@ def jump_view(jump: Jump) -> str:
         (jump.original, Both("the image x_0", "图像 x_0")),
         (jump.noisy, Both("with noise: x_t", "加噪后：x_t")),
     )
-    figures = "".join(_figure(sample, words) for sample, words in pictures)
+    figures = "".join(figure(pixels_of(sample)[0], words) for sample, words in pictures)
     shown = f'<div class="jump"><div class="pair">{figures}</div>{_histogram(jump)}</div>'
     return f'{shown}<div class="forward-equation">{_equation(jump)}</div>{_balance(jump)}'
 
@@ -35,7 +32,7 @@ def walk_view(walk: Walk, time: int) -> str:
         (walk.stepwise, Both(f"x_t in {steps.en}", f"x_t：走 {steps.zh}")),
         (walk.jumped, Both("x_t in one jump", "x_t：一步跳到")),
     )
-    figures = "".join(_figure(sample, words) for sample, words in pictures)
+    figures = "".join(figure(pixels_of(sample)[0], words) for sample, words in pictures)
     same = (
         Both("✓ The same, up to rounding", "✓ 相同（仅差舍入误差）")
         if walk.is_same
@@ -59,12 +56,6 @@ def walk_view(walk: Walk, time: int) -> str:
 def signed(value: float) -> str:
     """A number near 0 to three decimals."""
     return f"{value + 0.0:.3f}".replace("-", "−")
-
-
-def _figure(sample: torch.Tensor, words: Both) -> str:
-    image = as_image(denormalize(sample)[0].permute(1, 2, 0).numpy())
-    picture = f'<img class="pixels" width="{image.width}" height="{image.height}" src="{png_address(image)}" alt="">'
-    return f"<figure>{picture}<figcaption>{html_words(words)}</figcaption></figure>"
 
 
 def _histogram(jump: Jump) -> str:

@@ -3,7 +3,7 @@
 import gradio as gr
 from answers import answering
 from both_languages import Both
-from page import LIGHT, Page, note
+from page import LIVE, Page, note
 from request_checks import InvalidRequestError
 from schedule_facts import (
     LARGEST_STEPS,
@@ -17,7 +17,6 @@ from schedule_facts import (
 
 from tabs.schedule_views import last_samples, refusal_box, schedule_plots, verdict_box
 
-LIVE = LIGHT | {"trigger_mode": "always_last"}
 FIRST = PRESETS["paper"]
 
 INTRODUCTION = note(

@@ -3,12 +3,12 @@
 import torch
 from both_languages import Both
 from example_pictures import example
-from pictures import as_image, png_address
+from pictures import figure, pixels_of
 from schedule_facts import GOOD, LITTLE, MUCH, ScheduleFacts
 from svg_plots import Series, plot
 from svg_text import html_words
 
-from ddpm_hub.ddpm_equations import denormalize, normalize
+from ddpm_hub.ddpm_equations import normalize
 from ddpm_hub.ddpm_sample_arithmetic import linear_combination
 
 PICTURE = "garment_shirt"
@@ -46,24 +46,18 @@ def last_samples(facts: ScheduleFacts) -> str:
         Both(f"mean of {DRAWS} x_T", f"{DRAWS} 个 x_T 的均值"),
         Both(f"mean of {DRAWS} noises", f"{DRAWS} 个噪声的均值"),
     )
-    figures = "".join(_figure(sample, words) for sample, words in zip(samples_of(facts), names, strict=True))
+    figures = "".join(figure(pixels, words) for pixels, words in zip(pixels_of(samples_of(facts)), names, strict=True))
     return f'<div class="last-samples">{figures}</div>'
 
 
-def samples_of(facts: ScheduleFacts) -> tuple[torch.Tensor, ...]:
-    """x_0, x_T, noise, and the means of many x_T and of many noises, each of shape (C, H, W)."""
+def samples_of(facts: ScheduleFacts) -> torch.Tensor:
+    """x_0, x_T, noise, and the means of many x_T and of many noises, shape (5, C, H, W)."""
     x_0 = normalize(torch.from_numpy(example(PICTURE).pixels)).permute(2, 0, 1)
     noise = torch.randn(2, DRAWS, *x_0.shape, generator=torch.Generator().manual_seed(0))
     x_T = linear_combination(  # noqa: N806
         facts.signal_rates[-1], x_0.expand_as(noise[0]), facts.noise_rates[-1], noise[0]
     )
-    return x_0, x_T[0], noise[1, 0], x_T.mean(0), noise[1].mean(0)
-
-
-def _figure(sample: torch.Tensor, words: Both) -> str:
-    image = as_image(denormalize(sample).permute(1, 2, 0).numpy())
-    picture = f'<img class="pixels" width="{image.width}" height="{image.height}" src="{png_address(image)}" alt="">'
-    return f"<figure>{picture}<figcaption>{html_words(words)}</figcaption></figure>"
+    return torch.stack([x_0, x_T[0], noise[1, 0], x_T.mean(0), noise[1].mean(0)])
 
 
 def schedule_plots(facts: ScheduleFacts) -> str:
