@@ -72,10 +72,19 @@ def answering(action: str, on_page: bool = True, quiet: bool = False) -> Iterato
 class AnsweringBlocks(gr.Blocks):
     """A page of which every event ends so, whatever it is sent: Gradio looks at the values before our functions do."""
 
-    async def process_api(self, block_fn, *args, **kwargs) -> dict:
+    async def process_api(self, block_fn, *args, state=None, session_hash=None, **kwargs) -> dict:
         """Runs an event."""
-        with answering(block_fn.api_name, on_page=block_fn.api_visibility == "private", quiet=True):
-            return await super().process_api(block_fn, *args, **kwargs)
+        on_page = block_fn.api_visibility == "private"
+        try:
+            with answering(block_fn.api_name, on_page=on_page, quiet=True):
+                return await super().process_api(block_fn, *args, state=state, session_hash=session_hash, **kwargs)
+        finally:
+            # Half a MB for each visitor, for links that this page makes itself.
+            if state is not None:
+                state.config_values.clear()
+            if not on_page:  # each call is a session of its own, to which nobody comes back
+                self.state_holder.session_data.pop(session_hash, None)
+                self.state_holder.time_last_used.pop(session_hash, None)
 
     async def preprocess_data(self, block_fn, inputs, *args, **kwargs) -> list:
         """The values of an event, as its function takes them."""

@@ -12,7 +12,16 @@ LARGEST_TOOL_CALLS = 24  # each holds one of the 40 threads that answer pages as
 # the older way to call tools, hold threads uncounted.
 CLOSED = tuple(
     f"/gradio_api/{route}"
-    for route in ("file=http", "proxy=", "deep_link", "process_recording", "custom_component", "dev", "mcp/sse")
+    for route in (
+        "file=http",
+        "proxy=",
+        "deep_link",
+        "process_recording",
+        "custom_component",
+        "component_server",
+        "dev",
+        "mcp/sse",
+    )
 )
 UPLOADS, TOOLS = "/gradio_api/upload", "/gradio_api/mcp"
 
