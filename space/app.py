@@ -9,6 +9,7 @@ from urllib.parse import urlencode
 
 import gradio as gr
 import served_models
+import torch
 from answers import BUSY, MEANINGLESS, AnsweringBlocks
 from both_languages import Both
 from endpoints import add_endpoints
@@ -18,7 +19,7 @@ from fastapi.middleware import Middleware
 from fastapi.responses import JSONResponse
 from gpu_lease import ON_ZERO_GPU
 from guard import Guard
-from page import LANGUAGES, LIGHT, Page, Words
+from page import DRAWINGS_AT_A_TIME, LANGUAGES, LIGHT, Page, Words
 from request_checks import InvalidRequestError
 from tabs import edit, equations, forward, generate, model, reverse, schedule
 
@@ -128,6 +129,9 @@ def main() -> None:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     # Gradio's own figures of its requests are a table that it would make anew at each of them.
     os.environ["GRADIO_ANALYTICS_CACHE_FREQUENCY"] = str(sys.maxsize)
+    # Drawings share the cores. Each one with a team of threads for all of them is slower, even alone: on a core that another
+    # team has, OpenMP's threads sleep between two operations.
+    torch.set_num_threads(max(1, torch.get_num_threads() // DRAWINGS_AT_A_TIME))
     demo = build_demo()
     # The first visitor need not wait for it. On ZeroGPU all: its processes are copies of this one.
     for name in served_models.names()[: None if ON_ZERO_GPU else 1]:

@@ -93,7 +93,8 @@ LIGHT = _RAW | {"queue": False}
 LIVE = LIGHT | {"trigger_mode": "always_last"}
 
 # Of events that ask one: further visitors wait for their turn.
-NETWORK = _RAW | {"concurrency_id": "network", "concurrency_limit": 4}
+DRAWINGS_AT_A_TIME = 4
+NETWORK = _RAW | {"concurrency_id": "network", "concurrency_limit": DRAWINGS_AT_A_TIME}
 
 
 def note(en: str, zh: str, kind: str = "note") -> str:
