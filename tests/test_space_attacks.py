@@ -324,7 +324,6 @@ def test_every_event_answers_whatever_it_is_sent(server, client, http, picture):
         ("call/nothing", {"data": []}),
         ("call/v2/nothing", {}),
         ("call/v2/generate", {"nothing": 1}),
-        ("component_server", {"session_hash": "x", "component_id": 10**9, "fn_name": "x", "data": []}),
         ("cancel", {}),
         ("queue/join", {"data": 5, "session_hash": "x"}),
     ],

@@ -259,14 +259,15 @@ def test_the_work_on_a_lent_gpu_is_decorated_and_elsewhere_it_is_not(tmp_path):
     (tmp_path / "spaces.py").write_text(
         "def GPU(duration):\n    return lambda function: ('lent', function.__name__, duration)\n", encoding="utf-8"
     )
-    script = (
-        "import sys; sys.path[:0] = ['space', sys.argv[1]]\n"
-        "import drawing\n"
-        "lent = [value for value in (drawing.frames, drawing.animation) if isinstance(value, tuple)]\n"
-        "print([(what, name, duration is drawing.lease_seconds) for what, name, duration in lent])\n"
+    begin = "import sys; sys.path[:0] = ['space', sys.argv[1]]\n"
+    alone = run_python(
+        "-c", f"{begin}from gpu_lease import on_gpu; print(on_gpu(duration=9)(len) is len)", str(tmp_path)
     )
-    alone = run_python("-c", script, str(tmp_path))
-    assert alone.stdout == "[]\n", alone.stderr
+    assert alone.stdout == "True\n", alone.stderr
+    script = (
+        f"{begin}import drawing\n"
+        "print([(what, name, duration is drawing.lease_seconds) for what, name, duration in (drawing.frames, drawing.animation)])\n"
+    )
     lent = run_python("-c", script, str(tmp_path), SPACES_ZERO_GPU="true")
     assert lent.stdout == "[('lent', 'frames', True), ('lent', 'animation', True)]\n", lent.stderr
 

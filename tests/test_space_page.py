@@ -175,9 +175,7 @@ def test_a_link_may_name_another_model(server, browser):
         expect(page.get_by_label("Model", exact=True).first).to_have_value("classless")
 
 
-@pytest.mark.parametrize(
-    "query", ["?seed=-1", "?seed=no&class=one", "?seed=1&class=nine", "?model=/etc&seed=1&steps=9999"]
-)
+@pytest.mark.parametrize("query", ["?seed=no&class=one", "?model=/etc&seed=1&steps=9999"])
 def test_a_link_that_asks_for_nonsense_is_refused_in_a_sentence(server, browser, query):
     with visit(browser, server.url + query) as page:
         says(page, re.compile("; it must be .*[.]"))
@@ -222,20 +220,18 @@ def test_another_model_has_other_classes(page):
     expect(page.get_by_role("option")).to_have_text(re.compile("any · 任意$"))
 
 
-@pytest.mark.parametrize(
-    ("request_", "message"),
-    [
-        ({"seed": "-1"}, "Seed is -1; it must be a whole number from 0 to 4294967295."),
-        ({"seed": "1.5"}, "Seed is 1.5; it must be a whole number from 0 to 4294967295."),
-        ({"seed": ""}, "Seed is empty; it must be a whole number from 0 to 4294967295."),
+def test_a_refusal_is_one_sentence_and_the_next_request_is_served(page):
+    allowed = "it must be a whole number from 0 to 4294967295."
+    for request, message in (
+        ({"seed": "-1"}, f"Seed is -1; {allowed}"),
+        ({"seed": "1.5"}, f"Seed is 1.5; {allowed}"),
+        ({"seed": ""}, f"Seed is empty; {allowed}"),
         ({"class_name": "<b>purple"}, "Class is '<b>purple'; it must be one of any, zero, one, two."),
-    ],
-)
-def test_a_refusal_is_one_sentence_and_the_next_request_is_served(page, request_, message):
-    ask(page, **request_)
-    expect(page.get_by_test_id("toast-body")).to_contain_text(message, use_inner_text=True)
-    says(page, message)
-    assert "Traceback" not in page.content()
+    ):
+        ask(page, **request)
+        expect(page.get_by_test_id("toast-body").last).to_contain_text(message, use_inner_text=True)
+        says(page, message)
+        assert "Traceback" not in page.content()
     ask(page)
     says(page, "Done: 10 steps")
 
