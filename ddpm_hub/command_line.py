@@ -154,6 +154,9 @@ def _add_export(commands) -> None:
         metavar="FOLDER",
         help="a new folder for what would be published; by default the model's own is brought up to date",
     )
+    parser.add_argument(
+        "--float16", action="store_true", help="store the weights of the new folder in half as many bytes"
+    )
 
 
 def _add_push(commands) -> None:
@@ -285,7 +288,8 @@ def _grid(images: list):
 def _export(options) -> int:
     from .hub import export_folder
 
-    print(f"{export_folder(options.folder, options.output)} is a finished repository: it loads here and from the Hub.")
+    made = export_folder(options.folder, options.output, options.float16)
+    print(f"{made} is a finished repository: it loads here and from the Hub.")
     return 0
 
 

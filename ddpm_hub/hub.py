@@ -11,6 +11,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import safetensors.torch
+import torch
 import yaml
 from diffusers.utils.dynamic_modules_utils import get_relative_imports
 from huggingface_hub.utils import HFValidationError, validate_repo_id
@@ -21,6 +23,7 @@ from .ddpm_hub_layout import (
     EXPORT_REMEDY,
     MODEL_INDEX,
     SCHEDULER_CONFIG,
+    WEIGHTS,
     check_folder,
     check_model,
     main_files,
@@ -54,7 +57,7 @@ SPACE_FILES = ("*.py", "*.css", "requirements.txt", "tabs/*.py", "example_images
 # --- A finished repository as a folder ---
 
 
-def export_folder(folder: str | Path, output: str | Path | None = None) -> Path:
+def export_folder(folder: str | Path, output: str | Path | None = None, float16: bool = False) -> Path:
     """Makes a finished Hub repository of a saved model: this version's source files, `model_index.json` and a card.
 
     A folder that plain diffusers saved (`DDPMPipeline` with a `DDPMScheduler`) becomes one of this package.
@@ -63,6 +66,8 @@ def export_folder(folder: str | Path, output: str | Path | None = None) -> Path:
         folder (`str` or `Path`): the model.
         output (`str` or `Path`, *optional*): a folder that is new or empty, which receives what would be published, and the
             run's configuration without the paths of this machine, which the card is made of; by default the model's own folder is brought up to date.
+        float16 (`bool`, defaults to `False`): store the weights in half as many bytes; loading them gives float32 again. Needs
+            `output`: the model's own weights are never rounded.
 
     Returns:
         `Path`: the folder, which has been checked.
@@ -72,6 +77,11 @@ def export_folder(folder: str | Path, output: str | Path | None = None) -> Path:
     """
     folder, target = Path(folder), Path(folder if output is None else output)
     in_place = target.resolve() == folder.resolve()
+    if float16 and in_place:
+        raise ValueError(
+            f"`float16` is True and `output` is {output if output is None else str(output)!r}: the model's own weights would "
+            f"be rounded; give a new folder as `output`."
+        )
     if not in_place and target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise FileExistsError(f"`output` is {str(target)!r}, which is not an empty folder; choose another one.")
     keep_card = _check_exportable(folder)
@@ -79,7 +89,7 @@ def export_folder(folder: str | Path, output: str | Path | None = None) -> Path:
     home = folder if in_place else next(parent for parent in target.resolve().parents if parent.is_dir())
     with tempfile.TemporaryDirectory(prefix=".ddpm-hub-", dir=home) as workplace:
         made = Path(workplace, target.resolve().name)
-        _build_repository(folder, made, keep_card)
+        _build_repository(folder, made, keep_card, float16)
         if in_place:
             for path in (*CODE_PATHS, SCHEDULER_CONFIG, "README.md", MODEL_INDEX):
                 (made / path).replace(folder / path)
@@ -107,7 +117,7 @@ def _check_exportable(folder: Path) -> bool:
     return (folder / "README.md").is_file()
 
 
-def _build_repository(folder: Path, made: Path, keep_card: bool) -> None:
+def _build_repository(folder: Path, made: Path, keep_card: bool, float16: bool) -> None:
     anew = {*CODE_PATHS, MODEL_INDEX} | (set() if keep_card else {"README.md"})
     copied = {path: content for path, content in main_files(folder).items() if path not in anew}
     if (folder / "config.yaml").is_file():
@@ -118,6 +128,8 @@ def _build_repository(folder: Path, made: Path, keep_card: bool) -> None:
             (made / path).write_bytes(content)
         else:
             shutil.copyfile(content, made / path)
+    if float16:
+        _round_weights(made / WEIGHTS)
     if read_json(folder / SCHEDULER_CONFIG)["_class_name"] != "DDPMHubScheduler":
         read_scheduler(folder, ("DDPMScheduler",)).save_config(made / "scheduler")
     index = read_index(folder)
@@ -129,6 +141,15 @@ def _build_repository(folder: Path, made: Path, keep_card: bool) -> None:
         write_card(made)
     check_folder(made)
     check_loader_rules(made)
+
+
+def _round_weights(path: Path) -> None:
+    """Stores weights as float16, in place."""
+    weights = {name: weight.to(torch.float16) for name, weight in safetensors.torch.load_file(path).items()}
+    for name, weight in weights.items():
+        if not weight.isfinite().all():
+            raise ValueError(f"`float16` is True, and {name!r} has weights beyond 65504; export it without `float16`.")
+    safetensors.torch.save_file(weights, path, metadata={"format": "pt"})
 
 
 def check_loader_rules(folder: Path) -> None:

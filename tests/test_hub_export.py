@@ -7,7 +7,7 @@ import shutil
 import pytest
 import torch
 from conftest import make_pipeline, make_unet, run_python, seeds
-from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler
+from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
 
 from ddpm_hub import DDPMHubPipeline
 from ddpm_hub.ddpm_hub_layout import CODE_PATHS, check_folder, main_files
@@ -122,6 +122,29 @@ class TestToANewFolder:
         left = contents(folder)
         assert before == {path: content for path, content in left.items() if not path.startswith("release/")}
         assert not list(tmp_path.rglob(".ddpm-hub-*"))
+
+    def test_weights_of_half_the_size_load_as_float32_and_draw_nearly_the_same(self, folder, tmp_path):
+        export_folder(folder, tmp_path / "release", float16=True)
+        check_folder(tmp_path / "release")
+        path = "unet/diffusion_pytorch_model.safetensors"
+        assert (tmp_path / "release" / path).stat().st_size < 0.6 * (folder / path).stat().st_size
+        whole, rounded = (DDPMHubPipeline.from_pretrained(made) for made in (folder, tmp_path / "release"))
+        assert rounded.unet.dtype == torch.float32
+        for name, weight in whole.unet.state_dict().items():
+            # float16 has 11 bits, and below 2**-14 steps of 2**-24.
+            torch.testing.assert_close(rounded.unet.state_dict()[name], weight, rtol=2**-11, atol=2**-25)
+        assert "float16" in (tmp_path / "release" / "README.md").read_text()
+
+    def test_no_weight_is_rounded_in_place_or_to_infinity(self, folder, tmp_path):
+        for output in (None, folder):
+            with pytest.raises(ValueError, match="give a new folder as `output`"):
+                export_folder(folder, output, float16=True)
+        unet = UNet2DModel.from_pretrained(folder / "unet")
+        unet.conv_in.weight.data[0, 0, 0, 0] = 7e4
+        unet.save_pretrained(folder / "unet")
+        with pytest.raises(ValueError, match=r"'conv_in.weight' has weights beyond 65504"):
+            export_folder(folder, tmp_path / "release", float16=True)
+        assert not (tmp_path / "release").exists()
 
     def test_a_card_that_was_edited_comes_along(self, folder, tmp_path):
         (folder / "README.md").write_text("My own words.\n")

@@ -126,6 +126,8 @@ ALLOWED = {
         ".shared_files",
         "diffusers",
         "huggingface_hub",
+        "safetensors",
+        "torch",
         "yaml",
     },
     "command_line": {
