@@ -33,7 +33,7 @@ CHOICES = {
     # The scheduler knows more: the analytic one is estimated once the network is trained.
     "variance_type": ("fixed_small", "fixed_large", "learned_range"),
     "sampler": ("ddpm", "ddim", "dpm++", "unipc"),
-    "objective": ("simple", "vlb", "hybrid"),
+    "objective": ("simple", "vlb", "hybrid", "simple_and_vlb"),
     "loss_weighting": ("none", "snr", "min_snr"),
     "timestep_sampling": ("uniform", "stratified", "importance"),
     "lr_schedule": ("constant", "cosine", "linear"),
@@ -259,7 +259,7 @@ def _check_objective(config: TrainConfig) -> None:
     if config.variance_type == "learned_range" and config.objective == "simple":
         raise UserError(
             "`variance_type` is 'learned_range' and `objective` is 'simple', which trains no variance; add --objective "
-            "hybrid (or vlb)."
+            "hybrid (or vlb, or simple_and_vlb)."
         )
     if config.variance_type != "learned_range" and config.objective == "hybrid":
         raise UserError(
@@ -339,7 +339,7 @@ def _check_effect(config: TrainConfig) -> None:
         ("shuffle_buffer", config.streaming, "streaming true"),
         ("validation_images", config.validation_split is not None, "validation_split NAME"),
         ("validation_every", config.validation_split is not None, "validation_split NAME"),
-        ("vlb_weight", config.objective == "hybrid", "objective hybrid"),
+        ("vlb_weight", config.objective in ("hybrid", "simple_and_vlb"), "objective hybrid or simple_and_vlb"),
         ("min_snr_gamma", config.loss_weighting == "min_snr", "loss_weighting min_snr"),
         ("ema_snapshot_every", bool(config.ema_stds), "ema_stds '[0.05,0.1]'"),
         ("beta_start", config.beta_schedule != "squaredcos_cap_v2", "beta_schedule linear"),

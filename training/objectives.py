@@ -37,6 +37,8 @@ class Objective:
       outliers back.
     - `hybrid`: L_simple + `vlb_weight`·L_vlb, in which the bound trains the variance alone ([ND] equation 16). In these
       units `vlb_weight` is their λ, and 0.001 weighs a term T/1000 bits.
+    - `simple_and_vlb`: the same sum, in which the bound trains the mean as well: L_simple hardly counts the errors at the
+      least noise, of which most of the bits consist.
 
     `loss_weighting` counts in the error of x_0 (Hang et al. 2023, arXiv:2303.09556): `snr` is the loss of ε whatever the
     network predicts, `min_snr` has the SNR cut off at `min_snr_gamma`. It has no say in L_vlb.
@@ -70,8 +72,8 @@ class Objective:
             per_image = self._bits(output, x_0, x_t, batch, stop_gradient_at_mean=False)
         else:
             per_image = self._simple(output, x_0, batch)
-        if objective == "hybrid":
-            bits = self._bits(output, x_0, x_t, batch, stop_gradient_at_mean=True)
+        if objective in ("hybrid", "simple_and_vlb"):
+            bits = self._bits(output, x_0, x_t, batch, stop_gradient_at_mean=objective == "hybrid")
             per_image = per_image + self._config.vlb_weight * bits
         weighted = per_image if batch.loss_weights is None else per_image * batch.loss_weights
         return Losses(weighted.mean(), per_image.detach())

@@ -61,8 +61,9 @@ class TrainConfig:
         rescale_betas_zero_snr: change the schedule so that nothing of the image is left at t = T.
         prediction_type: what the network predicts: `epsilon`, `sample` or `v_prediction`.
         variance_type: the variance of the reverse step: `fixed_small`, `fixed_large` or `learned_range`.
-        objective: `simple` (the mean squared error), `vlb` (the variational bound) or `hybrid` (both).
-        vlb_weight: of the variational bound in `hybrid`.
+        objective: `simple` (the mean squared error), `vlb` (the variational bound), `hybrid` (both, where the bound trains the
+            variance alone) or `simple_and_vlb` (both, where it trains the mean as well).
+        vlb_weight: of the variational bound in `hybrid` and `simple_and_vlb`.
         loss_weighting: of the mean squared error by t: `none`, `snr` (SNR, as error of x_0) or `min_snr` (at most γ).
         min_snr_gamma: γ of `min_snr`.
         timestep_sampling: how t is drawn: `uniform`, `stratified` over each batch, or by `importance`.
