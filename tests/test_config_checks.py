@@ -161,6 +161,8 @@ def test_what_would_have_no_effect_is_refused(name, value, together_with):
         LEARNED | {"objective": "vlb"},
         LEARNED | {"objective": "hybrid", "loss_weighting": "min_snr"},
         {"objective": "vlb"},  # a fixed variance: weights of the squared error
+        {"objective": "simple_and_vlb", "vlb_weight": 0.1},
+        LEARNED | {"objective": "simple_and_vlb", "vlb_weight": 0.1},
         ZERO_SNR | V,
         ZERO_SNR | V | LEARNED | {"objective": "hybrid"},
         {"loss_weighting": "min_snr"},

@@ -120,7 +120,7 @@ def test_the_weights_that_the_docstring_names():
     assert all(word in Objective.__doc__ for word in ("9.9", "865", "0.007", "0.6"))
 
 
-class TestHybrid:
+class TestBothLosses:
     def losses_and_gradient(self, batch, said, **options):
         objective, _ = make({"variance_type": "learned_range"}, **options)
         network = Network(said)
@@ -138,19 +138,29 @@ class TestHybrid:
         assert (bound_mean != 0).all()
         torch.testing.assert_close(variance, 0.25 * bound_variance)
 
-    def test_weights_by_snr_are_no_part_of_the_bound(self):
+    def test_the_bound_trains_the_mean_too(self):
+        batch, said = draw([0, 1, 400, 999], channels=2)
+        simple, simple_mean, _ = self.losses_and_gradient(batch, said, objective="simple")
+        bound, bound_mean, bound_variance = self.losses_and_gradient(batch, said, objective="vlb")
+        both, mean, variance = self.losses_and_gradient(batch, said, objective="simple_and_vlb", vlb_weight=0.25)
+        torch.testing.assert_close(both.per_image, simple.per_image + 0.25 * bound.per_image)
+        torch.testing.assert_close(mean, simple_mean + 0.25 * bound_mean)
+        torch.testing.assert_close(variance, 0.25 * bound_variance)
+
+    @pytest.mark.parametrize("both", ["hybrid", "simple_and_vlb"])
+    def test_weights_by_snr_are_no_part_of_the_bound(self, both):
         batch, said = draw([0, 400])
         results = {}
         for weighting in ("none", "min_snr"):
-            for objective in ("simple", "hybrid"):
+            for objective in ("simple", both):
                 losses, *_ = self.losses_and_gradient(batch, said, objective=objective, loss_weighting=weighting)
                 results[weighting, objective] = losses.per_image.double()
-        bounds = [results[w, "hybrid"] - results[w, "simple"] for w in ("none", "min_snr")]
-        torch.testing.assert_close(*bounds, rtol=0, atol=2**-21 * results["none", "hybrid"].max().item())
+        bounds = [results[w, both] - results[w, "simple"] for w in ("none", "min_snr")]
+        torch.testing.assert_close(*bounds, rtol=0, atol=2**-21 * results["none", both].max().item())
         assert results["none", "simple"][0] != results["min_snr", "simple"][0]
 
 
-@pytest.mark.parametrize("objective", ["simple", "vlb", "hybrid"])
+@pytest.mark.parametrize("objective", ["simple", "vlb", "hybrid", "simple_and_vlb"])
 def test_importance_weights_are_no_part_of_what_is_reported(objective):
     weights = torch.tensor([0.5, 2.0, 0.0])
     losses = {}
@@ -196,7 +206,7 @@ def test_only_the_network_is_in_low_precision():
     assert network.prediction.grad.dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("objective", ["simple", "vlb", "hybrid"])
+@pytest.mark.parametrize("objective", ["simple", "vlb", "hybrid", "simple_and_vlb"])
 def test_every_loss_falls_with_a_real_network(objective):
     ours, _ = make({"variance_type": "learned_range"}, objective=objective, vlb_weight=0.001)
     unet = make_unet()
@@ -216,7 +226,7 @@ def test_every_loss_falls_with_a_real_network(objective):
     assert unet.conv_out.weight.grad[1].abs().sum() > 0 or objective == "simple"
 
 
-@pytest.mark.parametrize("objective", ["simple", "vlb", "hybrid"])
+@pytest.mark.parametrize("objective", ["simple", "vlb", "hybrid", "simple_and_vlb"])
 def test_the_host_never_waits_for_an_accelerator(objective):
     """Fake CUDA tensors have shapes and no values: whatever read one on the host would fail here."""
     weighting = "none" if objective == "vlb" else "min_snr"
