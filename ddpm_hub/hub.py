@@ -149,7 +149,9 @@ def _round_weights(path: Path) -> None:
     for name, weight in weights.items():
         if not weight.isfinite().all():
             raise ValueError(f"`float16` is True, and {name!r} has weights beyond 65504; export it without `float16`.")
+    mode = path.stat().st_mode  # safetensors makes files that their owner alone may read
     safetensors.torch.save_file(weights, path, metadata={"format": "pt"})
+    path.chmod(mode)
 
 
 def check_loader_rules(folder: Path) -> None:
