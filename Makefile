@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help train test space lint format browser clean
+.PHONY: help train test stress space lint audit format browser clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -23,12 +23,25 @@ train: $(VENV)/.installed ## train on the embedded digits (2 to 3 minutes on one
 test: $(VENV)/.installed browser ## run every test
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
-space: $(VENV)/.installed ## serve the web demo of outputs/digits
+# Files that measure memory or use all cores come one after the other.
+stress: $(VENV)/.installed browser ## break things on purpose, about 20 minutes, and report into outputs/reliability.md
+	$(BIN)/python -m pytest tests/test_stress_*.py --stress --stress-report outputs/reliability.md $(ARGS)
+
+space: $(VENV)/.installed ## serve the web demo of the models that come with the package
 	$(BIN)/python space/app.py
 
-lint: $(VENV)/.installed ## check style and formatting
+lint: $(VENV)/.installed ## check style, formatting, and what ruff and bandit know of security
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/bandit --quiet --recursive ddpm_hub training space --exclude ddpm_hub/models
+
+# With tools in an environment of their own, so that the bill is that of the product.
+audit: $(VENV)/.installed ## write docs/sbom.cdx.json, then ask the network for known vulnerabilities
+	$(PYTHON) -m venv $(VENV)/audit
+	$(VENV)/audit/bin/python -m pip install --quiet cyclonedx-bom==7.5.0 pip-audit==2.10.1
+	$(VENV)/audit/bin/cyclonedx-py environment --output-reproducible --pyproject pyproject.toml \
+		--output-file docs/sbom.cdx.json $(VENV)
+	$(VENV)/audit/bin/pip-audit --strict --disable-pip --no-deps --requirement constraints.txt
 
 format: $(VENV)/.installed ## mend style and formatting
 	$(BIN)/ruff check --fix .

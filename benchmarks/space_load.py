@@ -125,7 +125,7 @@ def print_page(server: Server) -> None:
 
 def print_load(server: Server, clients: int, seconds: float) -> None:
     """Many visitors at once, for some time."""
-    times, failures, memory = asyncio.run(_load(server, clients, seconds))
+    times, failures, memory = asyncio.run(_watched_load(server, clients, seconds))
     early, late = memory[len(memory) // 5], memory[-1]
     print(f"{clients} clients for {seconds:.0f} s, {COUNT} images each time, as the model is best sampled:")
     print(f"  {len(times)} answers, {len(failures)} failures, {len(times) * COUNT / seconds:.0f} images/s")
@@ -139,29 +139,46 @@ def print_load(server: Server, clients: int, seconds: float) -> None:
         print(f"  failed {len(list(group))} times: {failure[:200]}")
 
 
-async def _load(server: Server, clients: int, seconds: float) -> tuple[list[float], list[str], list[float]]:
-    times, failures, memory = [], [], []
+async def load(
+    url: str, clients: int, seconds: float, drawings: int = 0, first_seed: int = 0
+) -> tuple[list[float], list[str]]:
+    """Many visitors at once, each of whom asks for images again and again, with seeds that nobody else asks for.
+
+    Args:
+        url (`str`): the address of the demo, which ends in a slash.
+        clients (`int`): how many visitors.
+        seconds (`float`): nobody asks again after this time, unless fewer than `drawings` were asked for.
+        drawings (`int`): how many are asked for at least.
+        first_seed (`int`): the first of the seeds.
+
+    Returns:
+        The seconds that each answer took, and what went wrong in each request that failed.
+    """
+    times, failures = [], []
     end = time.monotonic() + seconds
     numbers = itertools.count()
 
     async def visit() -> None:
-        async with httpx.AsyncClient(base_url=server.url, timeout=300) as client:
-            while time.monotonic() < end:
+        async with httpx.AsyncClient(base_url=url, timeout=300) as client:
+            while (number := next(numbers)) < drawings or time.monotonic() < end:
                 begun = time.monotonic()
-                failure = await _ask(client, next(numbers) * COUNT)
+                failure = await _ask(client, first_seed + number * COUNT)
                 if failure:
                     failures.append(failure)
                     await asyncio.sleep(0.2)
                 else:
                     times.append(time.monotonic() - begun)
 
-    async def watch() -> None:
-        while time.monotonic() < end:
-            memory.append(server.memory())
-            await asyncio.sleep(0.5)
+    await asyncio.gather(*(visit() for _ in range(clients)))
+    return times, failures
 
-    await asyncio.gather(watch(), *(visit() for _ in range(clients)))
-    return times, failures, memory
+
+async def _watched_load(server: Server, clients: int, seconds: float) -> tuple[list[float], list[str], list[float]]:
+    memory, visits = [], asyncio.create_task(load(server.url, clients, seconds))
+    while not visits.done():
+        memory.append(server.memory())
+        await asyncio.wait([visits], timeout=0.5)
+    return *visits.result(), memory
 
 
 async def _ask(client: httpx.AsyncClient, seed: int) -> str | None:

@@ -1,9 +1,10 @@
-"""The training loops that `train_throughput.py` compares: each runs in a process of its own, which this file is.
+"""The training loops that `train_throughput.py` and `equal_time.py` compare.
 
-It is started by `train_throughput.py` with a JSON object of options. It answers with one line of JSON when it has trained two
-steps, and then with one for each line on its standard input: a number of steps to do.
+`train_throughput.py` starts this file, a process for each loop, with a JSON object of options. It answers with one line of JSON
+when it has trained two steps, and then with one for each line on its standard input: a number of steps to do.
 """
 
+import dataclasses
 import json
 import os
 import resource
@@ -13,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -28,6 +30,7 @@ from train_config import TrainConfig  # noqa: E402
 
 IMAGES = 2048
 WARM_UP_STEPS = 2
+PEERS_STEPS = 50
 
 
 def random_images(shape: tuple[int, int, int], classes: int) -> ImageData:
@@ -38,7 +41,24 @@ def random_images(shape: tuple[int, int, int], classes: int) -> ImageData:
     return ImageData(pixels, labels, [f"class {k}" for k in range(classes)])
 
 
-# --- The contenders. Each returns what does one step, and what one image costs in floating-point operations. ---
+# --- The contenders ---
+
+
+class Loop(NamedTuple):
+    """A training loop that is ready to begin.
+
+    Attributes:
+        step: does one optimizer step.
+        flops_per_image (`int`): floating-point operations that an image costs.
+        network (`torch.nn.Module`)
+        draw: `draw(count, labels, seed)` draws images from the averaged weights, `uint8`, shape (count, C, H, W); `None` of the
+            floor. Our model is sampled as its configuration says, the others with DDIM in 50 steps, which both offer.
+    """
+
+    step: Callable[[], None]
+    flops_per_image: int
+    network: torch.nn.Module
+    draw: Callable[[int, list[int] | None, int], torch.Tensor] | None
 
 
 def ours(config: TrainConfig, data: ImageData, precision: str, device: torch.device, stack: ExitStack):
@@ -46,7 +66,17 @@ def ours(config: TrainConfig, data: ImageData, precision: str, device: torch.dev
     trainer = our_trainer(config, data, precision)
     trainer.start()
     stack.callback(trainer.batches.close)
-    return trainer.step, training_flops_per_image(trainer.unet), trainer.unet
+
+    def draw(count: int, labels: list[int] | None, seed: int) -> torch.Tensor:
+        from ddpm_hub import DDPMHubPipeline
+
+        trainer.unet.load_state_dict(trainer.averages.state(trainer.averages.names[0]), strict=False)
+        pipeline = DDPMHubPipeline(trainer.unet.eval(), build_scheduler(config))
+        pipeline.set_progress_bar_config(disable=True)
+        options = {"class_labels": labels} if labels else {"batch_size": count}
+        return to_bytes(pipeline(**options, **config.sampling(bool(labels)), seed=seed, output_type="sample").images)
+
+    return Loop(trainer.step, training_flops_per_image(trainer.unet), trainer.unet, draw)
 
 
 def our_trainer(config: TrainConfig, data: ImageData, precision: str):
@@ -77,7 +107,7 @@ def floor(config: TrainConfig, data: ImageData, precision: str, device: torch.de
         optimizer.step()
         optimizer.zero_grad()
 
-    return step, training_flops_per_image(trainer.unet), trainer.unet
+    return Loop(step, training_flops_per_image(trainer.unet), trainer.unet, None)
 
 
 def documentation(config: TrainConfig, data: ImageData, precision: str, device: torch.device, stack: ExitStack):
@@ -91,7 +121,9 @@ def documentation(config: TrainConfig, data: ImageData, precision: str, device: 
 
     accelerator = Accelerator(mixed_precision=precision)
     torch.manual_seed(0)
-    unet = build_unet(config, data)
+    # That loop knows no learned variance.
+    simple = {"variance_type": "fixed_small", "objective": "simple", "vlb_weight": TrainConfig.vlb_weight}
+    unet = build_unet(dataclasses.replace(config, **simple), data)
     scheduler = DDPMScheduler(config.num_train_timesteps, beta_schedule="linear")
     loader = DataLoader(PillowImages(data), batch_size=config.batch_size, shuffle=True, drop_last=True)
     optimizer = torch.optim.AdamW(unet.parameters(), lr=config.learning_rate)
@@ -122,7 +154,25 @@ def documentation(config: TrainConfig, data: ImageData, precision: str, device: 
             bar.update(1)
         bar.set_postfix(loss=loss.detach().item(), lr=rate.get_last_lr()[0])
 
-    return step, training_flops_per_image(unet), unet
+    @torch.no_grad()
+    def draw(count: int, labels: list[int] | None, seed: int) -> torch.Tensor:
+        from diffusers import DDIMScheduler
+
+        ema.copy_to(unet.parameters())
+        sampler = DDIMScheduler.from_config(scheduler.config)
+        sampler.set_timesteps(PEERS_STEPS)
+        x = torch.randn((count, *data.image_shape), generator=torch.Generator().manual_seed(seed)).to(device)
+        classes = None if labels is None else torch.tensor(labels, device=device)
+        for timestep in sampler.timesteps:
+            x = sampler.step(unet(x, timestep, class_labels=classes, return_dict=False)[0], timestep, x).prev_sample
+        return to_bytes(x)
+
+    return Loop(step, training_flops_per_image(unet), unet, draw)
+
+
+def to_bytes(images: torch.Tensor) -> torch.Tensor:
+    """Images in [−1, 1] as `uint8`."""
+    return images.add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8).cpu()
 
 
 class PillowImages(torch.utils.data.Dataset):
@@ -164,7 +214,7 @@ def lucidrains(config: TrainConfig, data: ImageData, precision: str, device: tor
     first, *_ = config.block_out_channels
     unet = Unet(dim=first, dim_mults=tuple(c // first for c in config.block_out_channels), channels=channels)
     trainer = Trainer(
-        GaussianDiffusion(unet, image_size=size),
+        GaussianDiffusion(unet, image_size=size, sampling_timesteps=PEERS_STEPS),
         str(folder),
         train_batch_size=config.batch_size,
         save_and_sample_every=10**9,
@@ -182,7 +232,12 @@ def lucidrains(config: TrainConfig, data: ImageData, precision: str, device: tor
 
     with FlopCounterMode(display=False) as counter:
         step()
-    return step, counter.get_total_flops() // config.batch_size, unet
+
+    def draw(count: int, labels: list[int] | None, seed: int) -> torch.Tensor:
+        torch.manual_seed(seed)
+        return to_bytes(trainer.ema.ema_model.sample(batch_size=count) * 2 - 1)
+
+    return Loop(step, counter.get_total_flops() // config.batch_size, unet, draw)
 
 
 CONTENDERS: dict[str, tuple[Callable, str | None]] = {
@@ -223,16 +278,23 @@ def work(options: dict, orders: Iterator[str], answer: Callable[[dict], None]) -
     precision = precision or resolve_precision(config.mixed_precision, device)
     synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     with ExitStack() as stack:
-        step, flops, network = build(config, data, precision, device, stack)
+        loop = build(config, data, precision, device, stack)
         for _ in range(WARM_UP_STEPS):
-            step()
-        parameters = sum(p.numel() for p in network.parameters())
-        answer({"flops_per_image": flops, "parameters": parameters, "precision": precision, "batch": config.batch_size})
+            loop.step()
+        parameters = sum(p.numel() for p in loop.network.parameters())
+        answer(
+            {
+                "flops_per_image": loop.flops_per_image,
+                "parameters": parameters,
+                "precision": precision,
+                "batch": config.batch_size,
+            }
+        )
         for order in orders:
             synchronize()
             begun = clock()
             for _ in range(int(order)):
-                step()
+                loop.step()
             synchronize()
             answer({"seconds": clock() - begun, "peak_bytes": peak_bytes(device)})
 

@@ -16,6 +16,7 @@ _MODULE_OF = {
     "DDPMHubState": "ddpm_trajectories",
     "film_strip": "trajectory_pictures",
     "save_animation": "trajectory_pictures",
+    "shipped_model": "shipped_models",
 }
 
 __all__ = ["__version__", *_MODULE_OF]

@@ -9,7 +9,7 @@ import numbers
 import torch
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 
-from .ddpm_argument_checks import check_fraction, check_integer
+from .ddpm_argument_checks import LARGEST_BATCH, check_fraction, check_integer
 from .ddpm_image_formats import Images, encode_images, encode_mask
 from .ddpm_noise_sources import LARGEST_SEED, InterpolatedNoise
 from .ddpm_sampling_settings import SamplingSettings
@@ -18,6 +18,7 @@ from .ddpm_trajectories import Trajectory, denoise, invert, repaint, repaint_mov
 # A walk back and forth through all T levels would take T times the resamplings.
 _FEWER_STEPS = SamplingSettings("ddpm", 100)
 _DETERMINISTIC = SamplingSettings("ddim", 50)
+_LARGEST_RESAMPLINGS = 1000  # a hundred times the paper's; the whole walk is written down before its first step
 _OUTPUT = ("output_type", "return_dict", "callback_on_step_end", "callback_on_step_end_tensor_inputs")
 
 
@@ -56,7 +57,7 @@ class DDPMEditing:
         return self._img2img(image, strength, batch_size, options)[0]
 
     def _img2img(self, image, strength, batch_size, options: dict):
-        check_fraction("strength", strength)
+        strength = check_fraction("strength", strength)
         original = self._repeated(self._encode("image", image), batch_size)
         call = self._prepare(len(original), options)
         start = self._level(call, strength)
@@ -88,7 +89,7 @@ class DDPMEditing:
             mask: white (`True`, 1, 255) where to paint: `PIL.Image`, `numpy.ndarray` of shape (H, W) or (B, H, W), or
                 `torch.Tensor` of shape (H, W), (B, H, W) or (B, 1, H, W).
             resamplings (`int`, defaults to 5): how often each stretch of `jump_length` steps is taken, so that what is
-                painted agrees with what is known; 1 is once. The network is called nearly that many times more often.
+                painted agrees with what is known, 1 (once) to 1000. The network is called nearly that many times more often.
             jump_length (`int`, defaults to 10): j, at least 1.
             batch_size, options: as in [`img2img`]. The sampler is `ddpm` or
                 `ddim`: the model's own, or `ddpm` with 100 steps.
@@ -113,8 +114,8 @@ class DDPMEditing:
         return self._inpaint(image, mask, resamplings, jump_length, batch_size, options)[0]
 
     def _inpaint(self, image, mask, resamplings, jump_length, batch_size, options: dict):
-        check_integer("resamplings", resamplings, 1, math.inf)
-        check_integer("jump_length", jump_length, 1, math.inf)
+        resamplings = check_integer("resamplings", resamplings, 1, _LARGEST_RESAMPLINGS)
+        jump_length = check_integer("jump_length", jump_length, 1, math.inf)
         known = self._repeated(self._encode("image", image), batch_size)
         mask = encode_mask(mask, len(known), self.image_size).to(known.device)
         call = self._prepare(len(known), options, usual=_FEWER_STEPS, samplers=("ddpm", "ddim"))
@@ -159,7 +160,7 @@ class DDPMEditing:
         return self._interpolate(first, second, count, timestep, seed, options)[0]
 
     def _interpolate(self, first, second, count, timestep, seed, options: dict):
-        check_integer("count", count, 2, math.inf)
+        count = check_integer("count", count, 2, LARGEST_BATCH)
         weights = torch.linspace(0, 1, count, dtype=torch.float64)
         if options.pop("generator", None) is not None:
             raise ValueError("`generator` was given; the noise of an interpolation comes from seeds.")
@@ -180,7 +181,7 @@ class DDPMEditing:
                 raise ValueError(f"`{name}` holds {len(end)} images; an interpolation leads from one to another.")
         if timestep is None:
             raise ValueError("`timestep` is missing: two images are mixed in x_t; give t, say half of T.")
-        check_integer("timestep", timestep, 0, len(self.scheduler) - 1)
+        timestep = check_integer("timestep", timestep, 0, len(self.scheduler) - 1)
         if seed is not None:
             check_integer("seed", seed, 0, LARGEST_SEED)
         generator = torch.Generator()
@@ -221,7 +222,7 @@ class DDPMEditing:
         return self._drain(states, total, "sample", return_dict=False)[0]
 
     def _invert(self, image, strength, options: dict):
-        check_fraction("strength", strength)
+        strength = check_fraction("strength", strength)
         original = self._encode("image", image)
         # What is stored for samples, guidance and noise, would lead the way back elsewhere.
         given = {name: value for name, value in options.items() if value is not None}
@@ -274,11 +275,11 @@ class DDPMEditing:
 
     @staticmethod
     def _repeated(images: torch.Tensor, batch_size: int | None) -> torch.Tensor:
-        if batch_size is None or batch_size == len(images):
+        if batch_size is None:
             return images
-        check_integer("batch_size", batch_size, 1, math.inf)
-        if len(images) != 1:
+        batch_size = check_integer("batch_size", batch_size, 1, LARGEST_BATCH)
+        if len(images) not in (1, batch_size):
             raise ValueError(
                 f"`batch_size` is {batch_size}, but `image` holds {len(images)}; leave it out, or pass one."
             )
-        return images.expand(batch_size, -1, -1, -1)
+        return images.expand(batch_size, -1, -1, -1).contiguous()  # at strength 0 it is what the caller gets

@@ -5,6 +5,7 @@ This file is copied beside every model that is published: a pipeline that was lo
 
 import inspect
 import json
+import math
 import shutil
 from pathlib import Path, PurePosixPath
 
@@ -14,6 +15,7 @@ import torch
 from diffusers import DDPMScheduler, UNet2DModel
 from diffusers import __version__ as diffusers_version
 
+from .ddpm_argument_checks import LARGEST_SIDE, checked_names
 from .ddpm_sampling_settings import checked_sampling
 from .scheduling_ddpm_hub import DDPMHubScheduler
 
@@ -76,6 +78,11 @@ PUBLISHED_PATTERNS = (
 )
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
+# What is beyond all use, and would take all memory or time.
+MOST_LAYERS = 1000
+FLOATS = ("F64", "F32", "F16", "BF16")
+_SIZES = f"the side of the images, or height and width, from 1 to {LARGEST_SIDE}"
+
 EXPORT_REMEDY = "Run `ddpm-hub export` on the folder, which writes these files anew."
 SAVE_REMEDY = "Save the model again."
 
@@ -126,12 +133,20 @@ def read_json(path: Path) -> dict:
             f"{str(path)!r} is missing: the folder is no saved DDPMHubPipeline, or not a whole one."
         )
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"), parse_float=_finite, parse_constant=_finite)
     except (ValueError, RecursionError) as error:  # also of bytes that are no UTF-8
         raise ValueError(f"{str(path)!r} is not JSON ({error}); copy the folder anew. {SAVE_REMEDY}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{str(path)!r} holds a {type(content).__name__}; it must be a JSON object. {SAVE_REMEDY}")
     return content
+
+
+def _finite(text: str) -> float:
+    """A number of a JSON file, in which Python would take NaN and Infinity as well."""
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text} is no finite number")
+    return number
 
 
 # --- Checking ---
@@ -189,26 +204,28 @@ def check_model(folder: Path, scheduler_names: tuple[str, ...] = (DDPMHubSchedul
         FileNotFoundError, ValueError: naming the file, what is wrong with it, and what to do.
     """
     scheduler, unet = read_scheduler(folder, scheduler_names), read_unet(folder)
-    _check_network(folder, unet, scheduler)
-    index = read_json(folder / MODEL_INDEX)
-    names = index.get("id2label")
-    classes = [str(k) for k in range((unet.config.num_class_embeds or 1) - 1)]
-    is_right = isinstance(names, dict) and all(k in classes and isinstance(v, str) for k, v in names.items())
-    if names is not None and not is_right:
-        allowed = f"texts for '0' to '{len(classes) - 1}'" if classes else "nothing: the network knows no classes"
-        raise ValueError(
-            f"{str(folder / MODEL_INDEX)!r} has id2label = {names!r}; it may hold {allowed}. Mend it there."
-        )
+    for cls, path in ((DDPMHubScheduler, SCHEDULER_CONFIG), (UNet2DModel, UNET_CONFIG)):
+        known = inspect.signature(cls.__init__).parameters
+        if unknown := sorted(key for key in read_json(folder / path) if key not in known and not key.startswith("_")):
+            raise ValueError(
+                f"{str(folder / path)!r} has the key {unknown[0]!r}, which {cls.__name__} does not know; remove it."
+            )
+    check_network(folder, unet, scheduler)
+    if unet.config.sample_size is None:
+        raise ValueError(f"{str(folder / UNET_CONFIG)!r} has sample_size = None; it must be {_SIZES}.")
+    index, embeddings = read_json(folder / MODEL_INDEX), unet.config.num_class_embeds
+    num_classes = None if embeddings is None else embeddings - 1
     try:
-        checked_sampling(index.get("sampling"), scheduler, len(classes) or None)
+        checked_names(index.get("id2label"), num_classes)
+        checked_sampling(index.get("sampling"), scheduler, num_classes or None)
     except ValueError as error:
-        raise ValueError(f"{str(folder / MODEL_INDEX)!r} does not say how to sample: {error} Mend it there.") from error
+        raise ValueError(f"{str(folder / MODEL_INDEX)!r} does not fit the network: {error} Mend it there.") from error
     for path in weight_files(folder):
         check_weights(path, unet)
 
 
-def _check_network(folder: Path, unet: UNet2DModel, scheduler: DDPMHubScheduler) -> None:
-    """What the pipeline asks of a network beyond that it can be made."""
+def check_network(folder: Path, unet: UNet2DModel, scheduler: DDPMHubScheduler) -> None:
+    """What the pipeline asks of a network (on the device "meta") beyond that it can be made. It may not know its size."""
     config, path = unet.config, str(folder / UNET_CONFIG)
     learned = scheduler.config.variance_type in ("learned", "learned_range")
     channels = config.in_channels * (2 if learned else 1)
@@ -218,15 +235,28 @@ def _check_network(folder: Path, unet: UNet2DModel, scheduler: DDPMHubScheduler)
             f"{scheduler.config.variance_type!r} of {SCHEDULER_CONFIG} it must be {channels}. {SAVE_REMEDY}"
         )
     size = config.sample_size
-    sides = [size, size] if isinstance(size, int) else size
-    if not isinstance(sides, list | tuple) or [type(side) for side in sides] != [int, int] or min(sides) < 1:
-        raise ValueError(
-            f"{path!r} has sample_size = {size!r}; it must be the side of the images, or height and width."
-        )
+    sides = [1, 1] if size is None else [size, size] if isinstance(size, int) else size
+    are_whole = isinstance(sides, list | tuple) and [type(side) for side in sides] == [int, int]
+    if not are_whole or not 1 <= min(sides) <= max(sides) <= LARGEST_SIDE:
+        raise ValueError(f"{path!r} has sample_size = {size!r}; it must be {_SIZES}.")
     if config.class_embed_type is not None:
         raise ValueError(
             f"{path!r} has class_embed_type = {config.class_embed_type!r}; a DDPMHubPipeline samples with an embedding of "
             f"each class alone (null)."
+        )
+    labels = None if config.num_class_embeds is None else torch.zeros(1, dtype=torch.long, device="meta")
+    side = 2 ** len(config.block_out_channels)
+    sample = torch.empty(1, config.in_channels, side, side, device="meta")
+    try:
+        with torch.no_grad(), torch.device("meta"):
+            drawn = unet(sample, 0, labels).sample.shape
+    except Exception as error:  # whatever torch makes of sizes that do not fit, without computing anything
+        raise ValueError(
+            f"{path!r} describes a network that cannot be called ({type(error).__name__}: {error}). {SAVE_REMEDY}"
+        ) from error
+    if drawn != (1, config.out_channels, side, side):
+        raise ValueError(
+            f"{path!r} describes a network that draws {tuple(drawn)} of {tuple(sample.shape)}. {SAVE_REMEDY}"
         )
 
 
@@ -245,8 +275,15 @@ def read_unet(folder: Path) -> UNet2DModel:
     Raises:
         FileNotFoundError, ValueError: naming the file and what is wrong with it.
     """
+    config, path = read_json(folder / UNET_CONFIG), folder / UNET_CONFIG
+    layers, levels = config.get("layers_per_block", 1), config.get("block_out_channels", [])
+    if isinstance(layers, int) and isinstance(levels, list) and layers * len(levels) > MOST_LAYERS:
+        raise ValueError(
+            f"{str(path)!r} has layers_per_block = {layers} for {len(levels)} block_out_channels; a network may have {MOST_LAYERS} "
+            f"layers. {SAVE_REMEDY}"
+        )
     with torch.device("meta"):
-        return _from_config(UNet2DModel, folder / UNET_CONFIG, (UNet2DModel.__name__,))
+        return _from_config(UNet2DModel, path, (UNet2DModel.__name__,))
 
 
 def _from_config(cls: type, path: Path, names: tuple[str, ...]):
@@ -256,9 +293,11 @@ def _from_config(cls: type, path: Path, names: tuple[str, ...]):
             f"{str(path)!r} names the class {config.get('_class_name')!r}; it must be {' or '.join(map(repr, names))}. "
             f"{SAVE_REMEDY}"
         )
-    known = set(inspect.signature(cls.__init__).parameters)
-    if unknown := sorted(key for key in config if key not in known and not key.startswith("_")):
-        raise ValueError(f"{str(path)!r} has the key {unknown[0]!r}, which {cls.__name__} does not know; remove it.")
+    if "quantization_config" in config:
+        raise ValueError(
+            f"{str(path)!r} has quantization_config, by which diffusers would load another library; remove it, and save the "
+            f"weights as floating-point numbers."
+        )
     try:
         return cls.from_config({key: value for key, value in config.items() if key != "_class_name"})
     except Exception as error:  # whatever a library makes of a value that it does not check
@@ -289,17 +328,33 @@ def weight_files(folder: Path) -> list[Path]:
     return [folder / WEIGHTS, *sorted(folder.glob(WEIGHT_VARIANTS))]
 
 
+def weight_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """The shape of each weight in a file, of which the header alone is read.
+
+    Raises:
+        ValueError: naming the file, if it is damaged or holds something else than floating-point numbers.
+    """
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118, no mapping
+            kinds = {name: part.get_dtype() for name, part in parts.items()}
+            shapes = {name: tuple(part.get_shape()) for name, part in parts.items()}
+    except (safetensors.SafetensorError, OSError) as error:
+        raise ValueError(f"{str(path)!r} is damaged ({error}). Copy it anew, or save the model again.") from error
+    if wrong := [name for name, kind in kinds.items() if kind not in FLOATS]:
+        raise ValueError(
+            f"{str(path)!r} has {wrong[0]!r} as {kinds[wrong[0]]}; weights are {', '.join(FLOATS)}. {SAVE_REMEDY}"
+        )
+    return shapes
+
+
 def check_weights(path: Path, unet: UNet2DModel) -> None:
     """Whether a file holds exactly the weights of the network, whole; they are not read.
 
     Raises:
         ValueError: naming the file and the first weight that is missing, too many or of another shape.
     """
-    try:
-        with safetensors.safe_open(path, "pt") as file:
-            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118, no mapping
-    except (safetensors.SafetensorError, OSError) as error:
-        raise ValueError(f"{str(path)!r} is damaged ({error}). Copy it anew, or save the model again.") from error
+    found = weight_shapes(path)
     wanted = {name: tuple(weight.shape) for name, weight in unet.state_dict().items()}
     for name in sorted(found.keys() | wanted.keys()):
         if found.get(name) != wanted.get(name):

@@ -20,7 +20,7 @@ from .ddpm_hub_layout import PUBLISHED_PATTERNS, RECORD_PATTERNS, check_folder, 
 RETRY_SECONDS = (1, 2, 4, 8)
 TEMPORARY = (408, 412, 425, 429)  # 412: somebody else has committed in between; the next attempt begins at their commit
 RERUN = "No revision is half-published: run the command again later, and what has arrived is not sent twice."
-TOKEN_REMEDY = "Make a token with write access on the Hub's settings page and run `hf auth login`, or set HF_TOKEN."
+HOW_TO_LOG_IN = "Make a token with write access on the Hub's settings page and run `hf auth login`, or set HF_TOKEN."
 
 log = logging.getLogger(__name__)
 
@@ -122,7 +122,7 @@ def check_token(token: str | bool | None) -> None:
         HubError: if it holds a space, a line's end or what is not ASCII.
     """
     if isinstance(token, str) and not re.fullmatch(r"[!-~]*", token):
-        raise HubError(f"The token is none: it holds a space, a line's end or another odd character. {TOKEN_REMEDY}")
+        raise HubError(f"The token is none: it holds a space, a line's end or another odd character. {HOW_TO_LOG_IN}")
 
 
 class HubAccount:
@@ -140,7 +140,7 @@ class HubAccount:
 
         token = token or get_token()
         if not token:
-            raise HubError(f"No token for the Hub was found. {TOKEN_REMEDY}")
+            raise HubError(f"No token for the Hub was found. {HOW_TO_LOG_IN}")
         check_token(token)
         self._api = HfApi(token=token)
         identity = self._call("asking whose token it is", self._api.whoami)
@@ -150,7 +150,7 @@ class HubAccount:
         organisations = [organisation["name"] for organisation in identity.get("orgs", [])]
         self._writes_to = [self.name, *organisations] if role == "write" else None
         if role == "read":
-            raise HubError(f"The token of {self.name!r} may only read. {TOKEN_REMEDY}")
+            raise HubError(f"The token of {self.name!r} may only read. {HOW_TO_LOG_IN}")
 
     def url(self, repo_id: str, repo_type: str = "model") -> str:
         return "/".join(filter(None, (self._api.endpoint, "" if repo_type == "model" else f"{repo_type}s", repo_id)))
@@ -316,9 +316,9 @@ class HubAccount:
         said = response is not None and (error.server_message or response.headers.get("X-Error-Message"))
         said = f" The Hub says: {said}" if said else ""
         meaning = {
-            401: f"the Hub does not accept the token: it is expired, revoked or mistyped. {TOKEN_REMEDY}",
+            401: f"the Hub does not accept the token: it is expired, revoked or mistyped. {HOW_TO_LOG_IN}",
             402: "the account's plan does not include this.",
-            403: f"the token may not do this: it needs write access to that account or organisation. {TOKEN_REMEDY}",
+            403: f"the token may not do this: it needs write access to that account or organisation. {HOW_TO_LOG_IN}",
             404: "there is no such account, repository or revision, or the token may not see it.",
             409: "the name is taken. Choose another one.",
             412: f"others keep committing to this repository. {RERUN}",

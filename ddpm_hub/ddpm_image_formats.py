@@ -89,18 +89,20 @@ def encode_mask(mask: Images, count: int, size: tuple[int, int]) -> torch.Tensor
     if isinstance(mask, list | tuple) and mask:
         mask = torch.cat([encode_mask(one, 1, size) for one in mask])
     elif isinstance(mask, Image.Image):
-        mask = np.array(mask.convert("L"))
+        # "L" is 8 bits: of 16, or of fractions, PIL would keep what lies from 0 to 255 and clip the rest.
+        mask = np.asarray(mask if mask.mode.startswith(("I", "F")) else mask.convert("L"))
     if not isinstance(mask, np.ndarray | torch.Tensor):
         raise ValueError(
             f"`mask` is a {type(mask).__name__}; it must be a PIL image, an array, a tensor, or a list of them."
         )
     values = _as_tensor("mask", mask)
-    values = values.reshape(-1, 1, *values.shape[-2:]) if values.ndim in (2, 3, 4) else values
+    if values.ndim in (2, 3, 4):
+        _check_size("mask", values, size)
+        values = values.reshape(-1, 1, *size)
     if values.ndim != 4 or len(values) not in (1, count) or (mask.ndim == 4 and mask.shape[1] != 1):
         raise ValueError(
             f"`mask` has shape {tuple(mask.shape)}; it must be (H, W), or one such mask for each of {count} images."
         )
-    _check_size("mask", values, size)
     if values.dtype == torch.bool:
         return values
     if values.dtype in (torch.uint8, torch.uint16):
@@ -131,7 +133,8 @@ def _as_tensor(name: str, values: np.ndarray | torch.Tensor) -> torch.Tensor:
         return values.detach()
     if values.dtype.kind not in "buif":
         raise ValueError(f"`{name}` has dtype {values.dtype}; it must hold numbers.")
-    return torch.tensor(np.ascontiguousarray(values.astype(values.dtype.newbyteorder("="), copy=False)))
+    dtype = np.float64 if values.dtype == np.longdouble else values.dtype.newbyteorder("=")
+    return torch.tensor(np.ascontiguousarray(values.astype(dtype, copy=False)))
 
 
 def _check_size(name: str, values: torch.Tensor, size: tuple[int, int]) -> None:
@@ -148,10 +151,11 @@ def _checked_values(name: str, values: torch.Tensor) -> torch.Tensor:
         raise ValueError(
             f"`{name}` has dtype {values.dtype}; it must be uint8 (0 to 255), uint16 (0 to 65535) or floating point (0 to 1)."
         )
+    values = values.to(torch.float32)  # torch has no smallest one of some dtypes
     low, high = values.min().item(), values.max().item()
     if not 0 <= low <= high <= 1:  # also of NaN
         raise ValueError(
             f"`{name}` has values from {low:.4g} to {high:.4g}; in floating point they must lie in 0…1. Of x in [−1, 1] take "
             f"(x + 1)/2, of 0 to 255 convert to uint8."
         )
-    return values.to(torch.float32)
+    return values

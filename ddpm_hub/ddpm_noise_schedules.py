@@ -9,7 +9,7 @@ from fractions import Fraction
 
 import torch
 
-from .ddpm_argument_checks import check_bounds, check_choice, check_integer
+from .ddpm_argument_checks import SMALLEST_DIVISOR, check_bounds, check_choice, check_integer
 
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid")
 TIMESTEP_SPACINGS = ("leading", "trailing", "linspace")
@@ -17,14 +17,17 @@ TIMESTEP_SPACINGS = ("leading", "trailing", "linspace")
 # Above this ᾱ_T more than √ᾱ_T = 3 % of the data is left in x_T, which N(0, I), where sampling starts, does not have.
 LARGEST_FINAL_ALPHA_BAR = 1e-3
 
+# T of a schedule, a thousand times the paper's: its tables, a hundred bytes a step, are still no burden.
+LARGEST_NUM_TRAIN_TIMESTEPS = 2**20
+
 
 def check_schedule(beta_schedule: str, num_train_timesteps: int, beta_start: float, beta_end: float) -> None:
     """Refuses what [`make_betas`] has no schedule for, naming the argument, its value and what is allowed."""
     check_choice("beta_schedule", beta_schedule, BETA_SCHEDULES)
-    check_integer("num_train_timesteps", num_train_timesteps, 1, math.inf)
+    check_integer("num_train_timesteps", num_train_timesteps, 1, LARGEST_NUM_TRAIN_TIMESTEPS)
     if beta_schedule != "squaredcos_cap_v2":
-        check_bounds("beta_start", beta_start, 0, 1)
-        check_bounds("beta_end", beta_end, 0, 1)
+        check_bounds("beta_start", beta_start, SMALLEST_DIVISOR, 1)
+        check_bounds("beta_end", beta_end, SMALLEST_DIVISOR, 1)
         if beta_end < beta_start:
             raise ValueError(f"`beta_end` is {beta_end}, below `beta_start` = {beta_start}; β must not fall with t.")
 
@@ -47,7 +50,11 @@ def make_betas(
     if beta_schedule == "linear":
         return torch.linspace(beta_start, beta_end, num_train_timesteps, dtype=torch.float64)
     if beta_schedule == "scaled_linear":
-        return torch.linspace(beta_start**0.5, beta_end**0.5, num_train_timesteps, dtype=torch.float64).square()
+        return (
+            torch.linspace(beta_start**0.5, beta_end**0.5, num_train_timesteps, dtype=torch.float64)
+            .square()
+            .clamp(max=beta_end)
+        )
     if beta_schedule == "squaredcos_cap_v2":
         # 1 − cos²(b)/cos²(a) = sin(b − a)·sin(b + a)/cos²(a): no difference of nearly equal numbers.
         angle = [(t / num_train_timesteps + 0.008) / 1.008 * math.pi / 2 for t in range(num_train_timesteps + 1)]
@@ -112,7 +119,7 @@ def beta_range_for(
     Raises:
         ValueError: for an argument outside its range, or if no β_T below 1 is large enough.
     """
-    check_integer("num_train_timesteps", num_train_timesteps, 1, math.inf)
+    check_integer("num_train_timesteps", num_train_timesteps, 1, LARGEST_NUM_TRAIN_TIMESTEPS)
     _check_advice(beta_schedule, final_alpha_bar)
 
     def log_final(beta_end: float) -> float:
@@ -144,7 +151,7 @@ def num_train_timesteps_for(
         final_alpha_bar (`float`): the ᾱ_T that is small enough.
 
     Raises:
-        ValueError: for an argument outside its range.
+        ValueError: for an argument outside its range, or if no T up to 2²⁰ is enough.
     """
     check_schedule(beta_schedule, 1, beta_start, beta_end)
     _check_advice(beta_schedule, final_alpha_bar)
@@ -155,6 +162,11 @@ def num_train_timesteps_for(
 
     low, high = 0, 1
     while not enough(high):
+        if high == LARGEST_NUM_TRAIN_TIMESTEPS:
+            raise ValueError(
+                f"`beta_start` is {beta_start} and `beta_end` {beta_end}: even T = {high} leaves ᾱ_T above "
+                f"{final_alpha_bar:g} under the schedule {beta_schedule!r}; take larger β."
+            )
         low, high = high, 2 * high
     while high - low > 1:
         middle = (low + high) // 2

@@ -54,21 +54,19 @@ def _fill(noise: torch.Tensor, generator: torch.Generator, std: float) -> torch.
 
 def dynamic_threshold(sample: torch.Tensor, ratio: float, largest: float) -> torch.Tensor:
     """x/s clamped to ±1; s is each sample's quantile of |x|, from 1 to `largest` (arXiv:2205.11487, section 2.3)."""
-    magnitude = sample.flatten(1).abs().quantile(ratio, dim=1).clamp(min=1.0).clamp(max=largest)
-    magnitude = magnitude.reshape(-1, *(1,) * (sample.ndim - 1))
-    return (sample / magnitude).clamp(-1, 1)
+    if not sample.numel():
+        return sample  # there is no quantile of nothing
+    rows = sample.abs().reshape(sample.shape[0] if sample.ndim else 1, -1)
+    magnitude = rows.quantile(ratio, dim=1).clamp(min=1.0).clamp(max=largest)
+    return (sample / magnitude.reshape((*sample.shape[:1], *(1,) * (sample.ndim - 1)))).clamp(-1, 1)
 
 
 def broadcast_rows(weights: torch.Tensor, sample: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Rows of shape (), (1,) or (B,), each shaped so that it broadcasts against a sample of shape (B, …)."""
     if weights.ndim == 1:
         return tuple(weights)
-    if weights.shape[1] not in (1, *sample.shape[:1]) or weights.ndim > 2:
-        raise ValueError(
-            f"`timesteps` has shape {tuple(weights.shape[1:])}; it must have one entry, or one per sample: "
-            f"{tuple(sample.shape[:1])}."
-        )
-    return tuple(weights.reshape(*weights.shape, *(1,) * (sample.ndim - 1)))
+    rows = weights.shape[1:] if sample.ndim else ()  # a single number has no rows
+    return tuple(weights.reshape((len(weights), *rows, *(1,) * (sample.ndim - 1))))
 
 
 def columns_at(table: torch.Tensor, columns: int | torch.Tensor) -> torch.Tensor:
@@ -79,8 +77,6 @@ def columns_at(table: torch.Tensor, columns: int | torch.Tensor) -> torch.Tensor
     """
     if not isinstance(columns, torch.Tensor):
         columns = torch.full((1,), columns, dtype=torch.int64, device=table.device)
-    if columns.ndim > 1:
-        raise ValueError(f"`timesteps` has shape {tuple(columns.shape)}; it must have one entry, or one per sample.")
     return table.index_select(1, columns.reshape(-1).long())
 
 
@@ -91,6 +87,11 @@ def weights_on(sample: torch.Tensor, *weights: torch.Tensor) -> tuple[torch.Tens
 
 def weighted_sum(weight_a, weight_b, a: torch.Tensor, b: torch.Tensor, name: str) -> torch.Tensor:
     """weight_a·a + weight_b·b in a's shape and dtype."""
+    return unrounded_sum(weight_a, weight_b, a, b, name).to(a.dtype)
+
+
+def unrounded_sum(weight_a, weight_b, a: torch.Tensor, b: torch.Tensor, name: str) -> torch.Tensor:
+    """[`weighted_sum`] in the precision that it is computed in."""
     if a.shape != b.shape or a.dtype != b.dtype:
         raise ValueError(
             f"`{name}` has shape {tuple(b.shape)} and dtype {b.dtype}; the sample it goes with has {tuple(a.shape)} and "
@@ -99,4 +100,4 @@ def weighted_sum(weight_a, weight_b, a: torch.Tensor, b: torch.Tensor, name: str
     if not a.is_floating_point():
         raise ValueError(f"the samples have dtype {a.dtype}; they must be floating point.")
     dtype = compute_dtype(a)
-    return linear_combination(weight_a, a.to(dtype), weight_b, b.to(dtype)).to(a.dtype)
+    return linear_combination(weight_a, a.to(dtype), weight_b, b.to(dtype))

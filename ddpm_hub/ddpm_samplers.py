@@ -102,11 +102,11 @@ def make_sampler(
     check_choice("sampler", name, SAMPLERS)
     num_train = len(scheduler)
     steps = min(_USUAL_STEPS.get(name, num_train), num_train) if num_inference_steps is None else num_inference_steps
-    check_integer("num_inference_steps", steps, 1, num_train)
+    steps = check_integer("num_inference_steps", steps, 1, num_train)
     if eta is not None:
-        check_fraction("eta", eta, "from 0 (DDIM) to 1 (DDPM)")
+        eta = check_fraction("eta", eta, "from 0 (DDIM) to 1 (DDPM)")
     if name not in FAST_SOLVERS:
-        return DDPMSampler(scheduler, steps, float(eta) if eta is not None else 1.0 if name == "ddpm" else 0.0)
+        return DDPMSampler(scheduler, steps, eta if eta is not None else 1.0 if name == "ddpm" else 0.0)
     if num_train < 2:
         raise ValueError(f"`sampler` is {name!r}, which needs T of at least 2; use 'ddpm'.")
     if eta:

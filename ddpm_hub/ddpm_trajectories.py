@@ -1,7 +1,8 @@
 """The ways through the noise levels, step by step: down, down with known pixels, and up again.
 
 Each is a generator of [`DDPMHubState`] and returns the last sample. A tensor that is sent to it takes the place of the
-sample. This file is copied beside every model that is published: it imports its siblings and torch.
+sample; the sample itself, as it was, changes nothing. This file is copied beside every model that is published: it
+imports its siblings and torch.
 """
 
 from collections.abc import Generator
@@ -51,8 +52,10 @@ def denoise(
         timestep = sampler.timesteps[start + step]
         with torch.no_grad():
             sample, pred_original = sampler.step(network(sample, timestep), start + step, sample, noise)
+        version = sample._version
         given = yield DDPMHubState(step, timestep, sample, pred_original, num_steps)
-        if given is not None:
+        # diffusers' callbacks give back all they got: what is as it was takes nobody's place.
+        if given is not None and (given is not sample or sample._version != version):
             sample = checked_replacement(given, sample)
             sampler.replaced()
     return sample

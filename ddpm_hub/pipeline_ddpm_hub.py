@@ -20,7 +20,14 @@ from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from PIL import Image
 
 # diffusers' loader copies the siblings that this file names, and not what those import in turn: so all are named here.
-from .ddpm_argument_checks import check_choice, check_guidance, check_integer, checked_labels
+from .ddpm_argument_checks import (
+    LARGEST_SIDE,
+    check_choice,
+    check_guidance,
+    check_integer,
+    checked_labels,
+    checked_names,
+)
 from .ddpm_editing import DDPMEditing
 from .ddpm_equations import denormalize  # noqa: F401
 from .ddpm_fast_solvers import fast_solver  # noqa: F401
@@ -85,10 +92,7 @@ class DDPMHubPipeline(DDPMEditing, DiffusionPipeline):
         _check_scheduler(scheduler)
         self.register_modules(unet=unet, scheduler=scheduler)
         sampling = checked_sampling(sampling, scheduler, self.num_classes)
-        # JSON has no integer keys.
-        self.register_to_config(
-            id2label={str(k): v for k, v in id2label.items()} if id2label else None, sampling=sampling
-        )
+        self.register_to_config(id2label=checked_names(id2label, self.num_classes), sampling=sampling)
         self._running = RunningCalls()
         self._compiled: CompiledNetwork | None = None
 
@@ -170,12 +174,12 @@ class DDPMHubPipeline(DDPMEditing, DiffusionPipeline):
             dynamic_thresholding_ratio (`float`, *optional*): x̂_0 is divided by this quantile of its magnitude, where that
                 is above 1, in place of being clipped (Saharia et al. 2022, arXiv:2205.11487).
             height, width (`int`, *optional*): by default those that the network was trained on.
-            sample (`torch.Tensor` of shape (B, C, H, W), *optional*): x_T, in place of noise that is drawn.
+            sample (`torch.Tensor` of shape (B, C, H, W), *optional*): x_T, in place of noise that is drawn; finite.
             fast (`bool`, defaults to `False`): compile the network (torch.compile; CUDA graphs on a GPU). The first call
                 for each batch size takes about a minute, the others less time than without; where nothing can be compiled,
                 a warning says so. The result is the same up to rounding.
             callback_on_step_end (`Callable`, *optional*): called as `f(pipeline, step, timestep, tensors)` after each step;
-                it returns a dictionary, whose `sample`, if there is one, takes the sample's place. After
+                it returns a dictionary, whose `sample`, if there is one that was changed, takes the sample's place. After
                 `pipeline._interrupt = True` this call ends and gives what it has.
             callback_on_step_end_tensor_inputs (`list[str]`): what `tensors` holds: `sample`, `pred_original_sample`.
 
@@ -233,6 +237,8 @@ class DDPMHubPipeline(DDPMEditing, DiffusionPipeline):
             raise ValueError(f"`sample` is {what}; x_T must be a floating-point tensor of shape {wanted}.")
         else:
             sample = sample.to(call.device, torch.float32)
+            if not bool(torch.isfinite(sample).all()):
+                raise ValueError("`sample` holds NaN or infinity; x_T must be finite in float32.")
         return denoise(call.network, call.sampler, call.noise, sample), len(call.sampler.timesteps)
 
     def _prepare(
@@ -296,6 +302,11 @@ class DDPMHubPipeline(DDPMEditing, DiffusionPipeline):
         callback_inputs = getattr(
             callback, "tensor_inputs", callback_on_step_end_tensor_inputs
         )  # of a diffusers PipelineCallback
+        if not isinstance(callback_inputs, list | tuple | None):
+            raise ValueError(
+                f"`callback_on_step_end_tensor_inputs` is {callback_inputs!r}; it must be a list of "
+                f"{', '.join(_CALLBACK_INPUTS)}, or some of them."
+            )
         for name in callback_inputs or ():
             check_choice("callback_on_step_end_tensor_inputs", name, _CALLBACK_INPUTS)
         replaced, sample = None, None
@@ -338,6 +349,16 @@ class DDPMHubPipeline(DDPMEditing, DiffusionPipeline):
     def decode(self, sample: torch.Tensor, output_type: str = "pil") -> list[Image.Image] | np.ndarray | torch.Tensor:
         """Turns samples of shape (B, C, H, W) in [−1, 1] into images; `output_type` as in [`__call__`]."""
         self._check_output_type(output_type)
+        channels = self.unet.config.in_channels
+        if not isinstance(sample, torch.Tensor) or sample.ndim != 4 or sample.shape[1] != channels:
+            what = (
+                f"has shape {tuple(sample.shape)}"
+                if isinstance(sample, torch.Tensor)
+                else f"is a {type(sample).__name__}"
+            )
+            raise ValueError(f"`sample` {what}; it must be a tensor of shape (B, {channels}, H, W).")
+        if not sample.is_floating_point():
+            raise ValueError(f"`sample` has dtype {sample.dtype}; it must be floating point.")
         return decode_images(sample, output_type)
 
     def _check_channels(self) -> None:
@@ -356,13 +377,15 @@ class DDPMHubPipeline(DDPMEditing, DiffusionPipeline):
         """Height and width to draw; the network halves both at every level but the last."""
         factor = 2 ** (len(self.unet.config.block_out_channels) - 1)
         size = []
-        trained = (height, width) if self.unet.config.sample_size is None and height and width else self.image_size
+        trained = (
+            (height, width) if self.unet.config.sample_size is None and None not in (height, width) else self.image_size
+        )
         for name, value, own in zip(("height", "width"), (height, width), trained, strict=True):
             if value is not None:
-                check_integer(name, value, 1, 65536)
+                value = check_integer(name, value, 1, LARGEST_SIDE)
                 if value != own and value % factor:
                     raise ValueError(f"`{name}` is {value}; for this network it must be a multiple of {factor}.")
-            size.append(own if value is None else int(value))
+            size.append(own if value is None else value)
         return size[0], size[1]
 
     # --- Loading and saving ---

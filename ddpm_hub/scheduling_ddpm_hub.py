@@ -10,7 +10,9 @@ siblings, torch and diffusers.
 import copy
 import math
 import operator
+import os
 import warnings
+from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -19,15 +21,21 @@ from diffusers.schedulers.scheduling_ddpm import DDPMSchedulerOutput
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin
 
 from .ddpm_argument_checks import (
+    LARGEST_NUMBER,
+    SMALLEST_DIVISOR,
+    as_timesteps,
     check_bounds,
     check_choice,
     check_fraction,
     check_integer,
     check_noise_source,
+    check_ratio,
+    check_tensors,
     check_timesteps,
     checked_betas,
     checked_timesteps,
     checked_variances,
+    is_whole,
 )
 from .ddpm_equations import (
     PREDICTION_TYPES,
@@ -65,6 +73,7 @@ from .ddpm_sample_arithmetic import (
     draw_noise,
     dynamic_threshold,
     linear_combination,
+    unrounded_sum,
     weighted_sum,
     weights_on,
 )
@@ -118,7 +127,7 @@ class DDPMHubScheduler(SchedulerMixin, ConfigMixin):
     Shared arguments have the names and the defaults of `diffusers.DDPMScheduler`.
 
     Args:
-        num_train_timesteps (`int`, defaults to `1000`): T. With `trained_betas` it is that list's length.
+        num_train_timesteps (`int`, defaults to `1000`): T, up to 2²⁰. With `trained_betas` it is that list's length.
         beta_start (`float`, defaults to `1e-4`): β_1.
         beta_end (`float`, defaults to `0.02`): β_T.
         beta_schedule (`str`, defaults to `"linear"`): `linear`, `scaled_linear`, `squaredcos_cap_v2` or `sigmoid`.
@@ -129,7 +138,7 @@ class DDPMHubScheduler(SchedulerMixin, ConfigMixin):
             network with twice the channels. `fixed_small_log` and `fixed_large_log` are other names of the first two.
         clip_sample (`bool`, defaults to `True`): clamp x̂_0 to ±`clip_sample_range` in every step.
         prediction_type (`str`, defaults to `"epsilon"`): what the network predicts: `epsilon`, `sample` (x_0) or
-            `v_prediction`.
+            `v_prediction`. `epsilon` needs ᾱ_T of at least 1e-36, of which float32 has the root's inverse.
         thresholding (`bool`, defaults to `False`): dynamic thresholding of x̂_0 (Saharia et al. 2022, arXiv:2205.11487),
             in place of `clip_sample`.
         dynamic_thresholding_ratio (`float`, defaults to `0.995`): the quantile of |x̂_0| that becomes the threshold.
@@ -170,28 +179,18 @@ class DDPMHubScheduler(SchedulerMixin, ConfigMixin):
         rescale_betas_zero_snr: bool = False,
         original_sample_variances: list[float] | None = None,
     ):
-        check_choice("variance_type", variance_type, tuple(VARIANCE_TYPES))
-        check_choice("prediction_type", prediction_type, PREDICTION_TYPES)
-        check_choice("timestep_spacing", timestep_spacing, TIMESTEP_SPACINGS)
-        check_integer("steps_offset", steps_offset, 0, math.inf)
-        check_bounds("clip_sample_range", clip_sample_range, 0, math.inf)
-        check_bounds("sample_max_value", sample_max_value, 0, math.inf)
-        check_bounds("dynamic_thresholding_ratio", dynamic_thresholding_ratio, 0, 1 + 1e-12)
-        switches = {
-            "clip_sample": clip_sample,
-            "thresholding": thresholding,
-            "rescale_betas_zero_snr": rescale_betas_zero_snr,
-        }
-        for name, value in switches.items():
-            check_choice(name, value, (True, False))
+        # Plain numbers from here on, which JSON can hold.
+        self.register_to_config(**_checked_config(self.config))
         if trained_betas is not None:
             betas = checked_betas(trained_betas)
             check_choice("beta_schedule", beta_schedule, BETA_SCHEDULES)
             # The length is the fact; the stored config must not say another T (peers keep 1000 timesteps here).
             self.register_to_config(num_train_timesteps=len(betas), trained_betas=betas.tolist())
         else:
-            check_schedule(beta_schedule, num_train_timesteps, beta_start, beta_end)
-            betas = make_betas(beta_schedule, num_train_timesteps, beta_start, beta_end)
+            schedule = (beta_schedule, num_train_timesteps, self.config.beta_start, self.config.beta_end)
+            check_schedule(*schedule)
+            self.register_to_config(num_train_timesteps=operator.index(num_train_timesteps))
+            betas = make_betas(*schedule)
 
         # Indexed by the paper's time: entry 0 is clean data, entry T is noise.
         self._log_alphas_cumprod = log_alphas_cumprod(betas)
@@ -203,6 +202,11 @@ class DDPMHubScheduler(SchedulerMixin, ConfigMixin):
                 )
             self._log_alphas_cumprod = rescale_zero_terminal_snr(self._log_alphas_cumprod)
             betas = -torch.expm1(self._log_alphas_cumprod.diff())
+        if prediction_type == "epsilon" and self._log_alphas_cumprod[-1] < math.log(SMALLEST_DIVISOR):
+            raise ValueError(
+                f"`prediction_type` is 'epsilon', but ᾱ_T is below {SMALLEST_DIVISOR:g} at T = {len(betas)}: no ε says "
+                f"anything about x_0 there. Use 'v_prediction' or 'sample', or a smaller β_T: `beta_end`, `trained_betas`."
+            )
         self.betas = betas
         self.alphas = 1.0 - betas
         self.alphas_cumprod = self._log_alphas_cumprod[1:].exp()
@@ -212,14 +216,41 @@ class DDPMHubScheduler(SchedulerMixin, ConfigMixin):
         self._original_sample_variances = checked_variances(original_sample_variances, self._variance_type, len(betas))
         if self._original_sample_variances is not None:
             self.register_to_config(original_sample_variances=self._original_sample_variances.tolist())  # JSON
-        self._clip_range = clip_sample_range if clip_sample and not thresholding else None
-        self._thresholding = (dynamic_thresholding_ratio, sample_max_value) if thresholding else None
+        self._clip_range = self.config.clip_sample_range if clip_sample and not thresholding else None
+        threshold = (self.config.dynamic_thresholding_ratio, self.config.sample_max_value)
+        self._thresholding = threshold if thresholding else None
         self.init_noise_sigma = 1.0
         self.num_inference_steps: int | None = None
         self.timesteps = torch.arange(len(betas) - 1, -1, -1)
         self._steps: dict[int, _StepWeights] | None = None
         self._step_tables: dict[tuple, torch.Tensor] = {}
         self._forward_tables: dict[tuple, torch.Tensor] = {}
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike,
+        subfolder: str | None = None,
+        return_unused_kwargs: bool = False,
+        **kwargs,
+    ) -> "DDPMHubScheduler | tuple[DDPMHubScheduler, dict]":
+        """Reads a configuration from a folder or the Hub; arguments as in diffusers.
+
+        Raises:
+            OSError: if it is not there.
+            ValueError: naming the file, if it describes no scheduler.
+        """
+        options = {"subfolder": subfolder, "return_unused_kwargs": True, **kwargs}
+        try:
+            config, unused = cls.load_config(pretrained_model_name_or_path, **options)
+            if not isinstance(config, dict):  # diffusers would take a text for the name of another folder
+                raise ValueError(f"it holds a {type(config).__name__}")
+            return cls.from_config(config, return_unused_kwargs=return_unused_kwargs, **unused)
+        except (AttributeError, LookupError, OverflowError, RecursionError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{cls.config_name} in {str(Path(pretrained_model_name_or_path, subfolder or ''))!r} describes no {cls.__name__} "
+                f"({type(error).__name__}: {error}). Mend it, or save the scheduler again."
+            ) from error
 
     def __len__(self) -> int:
         return len(self.betas)
@@ -251,7 +282,7 @@ class DDPMHubScheduler(SchedulerMixin, ConfigMixin):
             check_choice("timestep_spacing", timestep_spacing, TIMESTEP_SPACINGS)
             changes["timestep_spacing"] = timestep_spacing
         if dynamic_thresholding_ratio is not None:
-            check_bounds("dynamic_thresholding_ratio", dynamic_thresholding_ratio, 0, 1 + 1e-12)
+            dynamic_thresholding_ratio = check_ratio("dynamic_thresholding_ratio", dynamic_thresholding_ratio)
             largest = self.config.sample_max_value if self.config.sample_max_value > 1 else math.inf
             other._clip_range, other._thresholding = None, (dynamic_thresholding_ratio, largest)
             changes |= {"thresholding": True, "dynamic_thresholding_ratio": dynamic_thresholding_ratio,
@@ -260,13 +291,14 @@ class DDPMHubScheduler(SchedulerMixin, ConfigMixin):
         return other
 
     def _warn_if_data_is_left(self, config) -> None:
-        final, num_train = self.alphas_cumprod[-1].item(), len(self.betas)
+        log_final, num_train = self._log_alphas_cumprod[-1].item(), len(self.betas)
+        final = math.exp(log_final)
         if final <= LARGEST_FINAL_ALPHA_BAR * (1 + 1e-9):
             return
         remedy = "take larger `trained_betas`, or more of them"
         if config.trained_betas is None:
             # log ᾱ_T is nearly proportional to T, so a count beyond all use is known without being looked for.
-            if num_train * math.log(LARGEST_FINAL_ALPHA_BAR) / math.log(final) < 1e6:
+            if num_train * math.log(LARGEST_FINAL_ALPHA_BAR) / log_final < 1e6:
                 enough = num_train_timesteps_for(config.beta_start, config.beta_end, config.beta_schedule)
                 remedy = f"these β need T = {enough}"
             else:
@@ -303,7 +335,7 @@ class DDPMHubScheduler(SchedulerMixin, ConfigMixin):
         if (num_inference_steps is None) == (timesteps is None):
             raise ValueError("pass one of `num_inference_steps` and `timesteps`, and not both.")
         if timesteps is None:
-            check_integer("num_inference_steps", num_inference_steps, 1, num_train)
+            num_inference_steps = check_integer("num_inference_steps", num_inference_steps, 1, num_train)
             timesteps = self._noisy_start(num_inference_steps)
         else:
             timesteps = checked_timesteps(timesteps, num_train)
@@ -322,12 +354,12 @@ class DDPMHubScheduler(SchedulerMixin, ConfigMixin):
 
     def previous_timestep(self, timestep: int | torch.Tensor) -> torch.Tensor:
         """The next entry of the schedule after `timestep`; −1, clean data, after the last."""
-        timesteps = self.timesteps.tolist()
-        if int(timestep) not in timesteps:
+        timesteps, timestep = self.timesteps.tolist(), check_integer("timestep", timestep, 0, len(self.betas) - 1)
+        if timestep not in timesteps:
             raise ValueError(
-                f"`timestep` is {int(timestep)}, which is not in the schedule; take the entries of `timesteps`."
+                f"`timestep` is {timestep}, which is not in the schedule; take the entries of `timesteps`."
             )
-        return torch.tensor([*timesteps, -1][timesteps.index(int(timestep)) + 1])
+        return torch.tensor([*timesteps, -1][timesteps.index(timestep) + 1])
 
     def _noisy_start(self, num_inference_steps: int) -> list[int]:
         spacing, num_train = self.config.timestep_spacing, len(self.betas)
@@ -380,6 +412,7 @@ class DDPMHubScheduler(SchedulerMixin, ConfigMixin):
         Raises:
             ValueError: if shapes or dtypes do not match, or a timestep is outside 0…T−1.
         """
+        check_tensors(original_samples=original_samples, noise=noise)
         weights = self._forward_weights("marginal", timesteps, original_samples)
         return weighted_sum(*weights, original_samples, noise, "noise")
 
@@ -393,7 +426,8 @@ class DDPMHubScheduler(SchedulerMixin, ConfigMixin):
             noise (`torch.Tensor`, like `sample`): ε ~ N(0, I).
             source, target (`int` or `torch.Tensor` of shape (B,)): timesteps s ≤ t; s = −1 is clean data.
         """
-        log_s, log_t = self._log_at("source", source, -1), self._log_at("target", target, 0)
+        check_tensors(sample=sample, noise=noise)
+        log_s, log_t = self._log_at("source", source, -1, sample), self._log_at("target", target, 0, sample)
         if bool((log_s < log_t).any()):
             raise ValueError(f"`source` is {source}, after `target` = {target}; noise is added forward in time.")
         log_ratio = torch.where(log_s == log_t, torch.zeros_like(log_t - log_s), log_t - log_s)
@@ -401,6 +435,7 @@ class DDPMHubScheduler(SchedulerMixin, ConfigMixin):
 
     def get_velocity(self, sample: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         """v = √ᾱ_t ε − √(1−ᾱ_t) x_0, with x_0 = `sample`. Arguments as in [`add_noise`]."""
+        check_tensors(sample=sample, noise=noise)
         weights = self._forward_weights("v_prediction", timesteps, sample)
         return weighted_sum(*weights, sample, noise, "noise")
 
@@ -408,6 +443,7 @@ class DDPMHubScheduler(SchedulerMixin, ConfigMixin):
         self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
     ) -> torch.Tensor:
         """What the network is to predict at x_t for this scheduler's `prediction_type`. Arguments as in [`add_noise`]."""
+        check_tensors(original_samples=original_samples, noise=noise)
         weights = self._forward_weights(self.config.prediction_type, timesteps, original_samples)
         return weighted_sum(*weights, original_samples, noise, "noise")
 
@@ -427,14 +463,19 @@ class DDPMHubScheduler(SchedulerMixin, ConfigMixin):
             timesteps (`torch.Tensor` of integers, shape (B,) or (), or `int`): t.
             target_type (`str`): `epsilon`, `sample` or `v_prediction`.
         """
-        source_type = source_type or self.config.prediction_type
+        return self._converted(model_output, sample, timesteps, target_type, source_type).to(sample.dtype)
+
+    def _converted(self, model_output, sample, timesteps, target_type: str, source_type: str | None) -> torch.Tensor:
+        """[`convert_prediction`] before it is rounded to the sample's dtype."""
+        check_tensors(model_output=model_output, sample=sample)
+        source_type = self.config.prediction_type if source_type is None else source_type
         check_choice("target_type", target_type, PREDICTION_TYPES)
         check_choice("source_type", source_type, PREDICTION_TYPES)
-        log_abar = self._log_at("timesteps", timesteps, 0)
-        if source_type == "epsilon" and bool(torch.isinf(log_abar).any()):
+        log_abar = self._log_at("timesteps", timesteps, 0, sample)
+        if source_type == "epsilon" and bool((log_abar < math.log(SMALLEST_DIVISOR)).any()):
             raise ValueError("`timesteps` has an entry with ᾱ = 0, where ε says nothing about x_0; convert v or x_0.")
         weights = conversion_weights(source_type, target_type, log_abar)
-        return weighted_sum(*weights_on(sample, *weights), model_output, sample, "sample")
+        return unrounded_sum(*weights_on(sample, *weights), model_output, sample, "sample")
 
     def snr(self, timesteps: int | torch.Tensor) -> torch.Tensor:
         """SNR(t) = ᾱ_t/(1−ᾱ_t), float64, in the shape of `timesteps`."""
@@ -457,7 +498,8 @@ class DDPMHubScheduler(SchedulerMixin, ConfigMixin):
         Returns:
             The mean, like `sample`, and the variance, float64, in the shape of `timestep`.
         """
-        log_t, log_s = self._log_at("timestep", timestep, 0), self._log_at("previous", previous, -1)
+        check_tensors(sample=sample, original_sample=original_sample)
+        log_t, log_s = self._log_at("timestep", timestep, 0, sample), self._log_at("previous", previous, -1, sample)
         if bool((log_s <= log_t).any()):
             raise ValueError(f"`previous` is {previous}; it must be before `timestep` = {timestep}.")
         weights = weights_on(sample, *posterior_mean_weights(log_t, log_s))
@@ -473,14 +515,14 @@ class DDPMHubScheduler(SchedulerMixin, ConfigMixin):
                 (signal_rate(log_abar), noise_rate(log_abar)) if kind == "marginal" else target_weights(kind, log_abar)
             )
             self._forward_tables[key] = torch.stack(pair).to(dtype).to(sample.device)
-        timesteps = torch.as_tensor(timesteps, device=sample.device)
-        check_timesteps("timesteps", timesteps, 0, len(self.betas) - 1)
+        timesteps = as_timesteps("timesteps", timesteps, sample.device)
+        check_timesteps("timesteps", timesteps, 0, len(self.betas) - 1, sample)
         return broadcast_rows(columns_at(self._forward_tables[key], timesteps), sample)
 
-    def _log_at(self, name: str, timesteps, smallest: int) -> torch.Tensor:
+    def _log_at(self, name: str, timesteps, smallest: int, sample: torch.Tensor | None = None) -> torch.Tensor:
         """log ᾱ, float64, at timesteps from `smallest` (−1 for clean data) to T−1."""
-        timesteps = torch.as_tensor(timesteps)
-        check_timesteps(name, timesteps, smallest, len(self.betas) - 1)
+        timesteps = as_timesteps(name, timesteps)
+        check_timesteps(name, timesteps, smallest, len(self.betas) - 1, sample)
         return self._log_alphas_cumprod.to(timesteps.device)[_paper_time(timesteps.long())]
 
     # --- Reverse process ---
@@ -518,9 +560,10 @@ class DDPMHubScheduler(SchedulerMixin, ConfigMixin):
         Raises:
             ValueError: before `set_timesteps`, at a timestep outside the schedule, or if shapes or dtypes do not match.
         """
-        eta = options.pop("eta", 1.0) if options else 1.0
+        eta = check_fraction("eta", options.pop("eta", 1.0), "from 0 (DDIM) to 1 (DDPM)") if options else 1.0
         if options:
             raise TypeError(f"step() got unexpected arguments: {', '.join(options)}.")
+        check_tensors(model_output=model_output, sample=sample)
         if generator is not None or variance_noise is not None:
             check_noise_source(generator, variance_noise, sample)
         weights = self._weights_at(timestep, sample, eta)
@@ -539,7 +582,8 @@ class DDPMHubScheduler(SchedulerMixin, ConfigMixin):
             prev_sample = add_scaled(prev_sample, weights.mean_from_sample, x_t)
             prev_sample = add_scaled(prev_sample, weights.mean_from_x0, pred_original)
 
-        if prev_sample.dtype != sample.dtype:
+        # A sample of no dimension takes on the float64 of the weights.
+        if prev_sample.dtype != sample.dtype or pred_original.dtype != sample.dtype:
             prev_sample, pred_original = prev_sample.to(sample.dtype), pred_original.to(sample.dtype)
         if not return_dict:
             return prev_sample, pred_original
@@ -561,6 +605,7 @@ class DDPMHubScheduler(SchedulerMixin, ConfigMixin):
         Returns:
             `torch.Tensor`: x_t, in the dtype of `sample`.
         """
+        check_tensors(model_output=model_output, sample=sample)
         weights = self._weights_at(timestep, sample, 1.0, in_double=True)
         x_s, output, _ = self._inputs(model_output, sample)
         log_t, log_s = _logarithms(weights)
@@ -576,8 +621,8 @@ class DDPMHubScheduler(SchedulerMixin, ConfigMixin):
 
         Arguments as in [`convert_prediction`]; a learned variance must be split off before.
         """
-        estimate = self.convert_prediction(model_output, sample, timesteps, "sample")
-        return self._bounded(estimate)
+        estimate = self._converted(model_output, sample, timesteps, "sample", None)
+        return self._bounded(estimate).to(sample.dtype)
 
     def _bounded(self, pred_original: torch.Tensor) -> torch.Tensor:
         """x̂_0 clipped or thresholded as configured, in place where it can be."""
@@ -593,20 +638,19 @@ class DDPMHubScheduler(SchedulerMixin, ConfigMixin):
         """The weights at η, as numbers, or as tensors in the sample's precision; in float64 with `in_double`."""
         if self._steps is None:
             raise ValueError("`step` was called before `set_timesteps`; call `set_timesteps(n)` first.")
-        check_fraction("eta", eta, "from 0 (DDIM) to 1 (DDPM)")
         in_double = in_double or eta != 1  # what is computed from the table is computed in its own precision
-        if torch.compiler.is_compiling():
+        compiling = torch.compiler.is_compiling()
+        if not compiling and isinstance(timestep, torch.Tensor) and timestep.is_cpu and timestep.numel() == 1:
+            timestep = timestep.item()
+        if isinstance(timestep, torch.Tensor):
+            check_timesteps("timestep", timestep, 0, len(self.betas) - 1, sample)
+            for t in set(timestep.tolist()) if timestep.is_cpu and not compiling else ():
+                self._row(t)
+            weights = self._gathered_weights(timestep, sample, in_double)
+        elif compiling:
             weights = self._gathered_weights(timestep, sample, in_double)  # numbers, too: none may become a constant
         else:
-            if isinstance(timestep, torch.Tensor) and timestep.is_cpu and timestep.numel() == 1:
-                timestep = timestep.item()
-            if isinstance(timestep, torch.Tensor):
-                check_timesteps("timestep", timestep, 0, len(self.betas) - 1)
-                for t in set(timestep.flatten().tolist()) if timestep.is_cpu else ():
-                    self._row(t)
-                weights = self._gathered_weights(timestep, sample, in_double)
-            else:
-                weights = self._row(timestep)
+            weights = self._row(timestep)
         return weights if eta == 1 else _with_eta(weights, eta, compute_dtype(sample))
 
     def _gathered_weights(self, timestep, sample: torch.Tensor, in_double: bool) -> _StepWeights:
@@ -619,7 +663,7 @@ class DDPMHubScheduler(SchedulerMixin, ConfigMixin):
 
     def _row(self, timestep: int) -> _StepWeights:
         if type(timestep) is not int:
-            if not hasattr(timestep, "__index__") or isinstance(timestep, bool):
+            if not is_whole(timestep):
                 raise ValueError(f"`timestep` is {timestep!r}; it must be an integer, or a tensor of integers.")
             timestep = operator.index(timestep)
         row = self._steps.get(timestep)
@@ -637,9 +681,12 @@ class DDPMHubScheduler(SchedulerMixin, ConfigMixin):
         learned = self._variance_type in LEARNED_VARIANCE_TYPES
         if not learned and model_output.shape == sample.shape and model_output.dtype == sample.dtype == torch.float32:
             return sample, model_output, None  # the usual case comes first: it costs no more than its checks
-        wanted = (
-            (sample.shape[0], 2 * sample.shape[1], *sample.shape[2:]) if learned and sample.ndim > 1 else sample.shape
-        )
+        if learned and sample.ndim < 2:
+            raise ValueError(
+                f"`sample` has shape {tuple(sample.shape)}; with `variance_type` = {self.config.variance_type!r} it must have "
+                f"channels: (B, C, …)."
+            )
+        wanted = (sample.shape[0], 2 * sample.shape[1], *sample.shape[2:]) if learned else sample.shape
         if model_output.shape != wanted:
             also = (
                 f", twice the channels of `sample`: the prediction and the variance (`variance_type` = "
@@ -681,6 +728,23 @@ class DDPMHubScheduler(SchedulerMixin, ConfigMixin):
         weights = self._weights_at(t, torch.empty(0), 1.0)
         known = None if self._original_sample_variances is None else self._original_sample_variances[int(t)]
         return reverse_variance(kind, *_logarithms(weights), known)
+
+
+def _checked_config(config) -> dict:
+    """Refuses what no schedule has, and gives the numbers of all schedules as Python's own."""
+    check_choice("variance_type", config.variance_type, tuple(VARIANCE_TYPES))
+    check_choice("prediction_type", config.prediction_type, PREDICTION_TYPES)
+    check_choice("timestep_spacing", config.timestep_spacing, TIMESTEP_SPACINGS)
+    for name in ("clip_sample", "thresholding", "rescale_betas_zero_snr"):
+        check_choice(name, config[name], (True, False))
+    return {
+        "beta_start": check_bounds("beta_start", config.beta_start, SMALLEST_DIVISOR, 1),
+        "beta_end": check_bounds("beta_end", config.beta_end, SMALLEST_DIVISOR, 1),
+        "steps_offset": check_integer("steps_offset", config.steps_offset, 0, math.inf),
+        "clip_sample_range": check_bounds("clip_sample_range", config.clip_sample_range, 0, LARGEST_NUMBER),
+        "sample_max_value": check_bounds("sample_max_value", config.sample_max_value, 0, LARGEST_NUMBER),
+        "dynamic_thresholding_ratio": check_ratio("dynamic_thresholding_ratio", config.dynamic_thresholding_ratio),
+    }
 
 
 def _paper_time(timestep):

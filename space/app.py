@@ -22,6 +22,7 @@ from guard import Guard
 from page import DRAWINGS_AT_A_TIME, LANGUAGES, LIGHT, Page, Words
 from request_checks import InvalidRequestError
 from tabs import edit, equations, forward, generate, model, reverse, schedule
+from tool_answers import WithoutMessages, shorten_refusals
 
 # Fonts of the visitor's system: the page asks no other server for anything.
 FONTS = ["system-ui", "sans-serif"]
@@ -125,6 +126,7 @@ async def malformed(request: Request, error: RequestValidationError) -> JSONResp
 def main() -> None:
     """Serves the page until it is stopped."""
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    logging.getLogger().handlers[0].addFilter(WithoutMessages())
     for noisy in ("httpx", "httpx2", "httpcore"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     # Gradio's own figures of its requests are a table that it would make anew at each of them.
@@ -153,7 +155,10 @@ def main() -> None:
         mcp_server=True,
         run_history=False,
         ssr_mode=False,
+        prevent_thread_lock=True,
     )
+    shorten_refusals(demo.mcp_server_obj.mcp_server)
+    demo.block_thread()
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Draws with a served model, step by step: what is asked for is checked first, and what comes out are pixels."""
 
 import json
-import random
+import secrets
 import threading
 import time
 from collections import OrderedDict
@@ -125,7 +125,7 @@ def sampling_options(
 
 def random_seed() -> int:
     """Another seed each time."""
-    return random.randrange(LARGEST_SEED + 1)
+    return secrets.randbelow(LARGEST_SEED + 1)
 
 
 def checked_seed(seed: object, name: Both = SEED) -> int:

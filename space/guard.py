@@ -14,6 +14,7 @@ CLOSED = tuple(
     f"/gradio_api/{route}"
     for route in (
         "file=http",
+        "file/",  # an older name of the same, under which it fetches as well
         "proxy=",
         "deep_link",
         "process_recording",

@@ -87,7 +87,7 @@ def _folder(name: str) -> Path:
     if not served_models.is_on_hub(name):
         return Path(name)
     try:
-        return Path(snapshot_download(name, allow_patterns=list(CARD_FILES)))
+        return Path(snapshot_download(name, allow_patterns=list(CARD_FILES)))  # nosec B615 # a card
     except OSError as error:
         raise InvalidRequestError(
             f"The card of {name} cannot be had from the Hub now.", f"目前无法从 Hub 获取 {name} 的模型卡。"

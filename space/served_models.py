@@ -11,9 +11,7 @@ from gpu_lease import ON_ZERO_GPU
 from request_checks import InvalidRequestError, choice
 
 from ddpm_hub import DDPMHubPipeline
-
-# Absolute: the name of a folder that is missing must not be taken for a repository on the Hub.
-DEFAULT_MODEL = Path(__file__).resolve().parent.parent / "outputs" / "digits"
+from ddpm_hub.shipped_models import FOLDER, SHIPPED_MODELS
 
 _loaded: dict[str, DDPMHubPipeline] = {}
 _loading = threading.Lock()
@@ -22,10 +20,10 @@ _loading = threading.Lock()
 def names() -> list[str]:
     """What may be asked for, the first one unless the visitor chooses: folders, and repositories on the Hub.
 
-    They are those in the environment variable DDPM_HUB_MODEL, separated by commas, or else the folder of `make train`.
+    They are those in the environment variable DDPM_HUB_MODEL, separated by commas, or else those that come with the package.
     """
     listed = [name.strip() for name in os.environ.get("DDPM_HUB_MODEL", "").split(",")]
-    return list(dict.fromkeys(filter(None, listed))) or [str(DEFAULT_MODEL)]
+    return list(dict.fromkeys(filter(None, listed))) or [str(FOLDER / name) for name in SHIPPED_MODELS]
 
 
 def title(name: str) -> str:

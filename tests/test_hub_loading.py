@@ -351,6 +351,24 @@ def test_a_damaged_or_changing_repository_is_never_taken_for_a_whole_one(hub, in
     same(installed.run(lines), models["ada/plain-public"]["new"][1][None])
 
 
+def test_a_cache_that_was_spoilt_is_mended(hub, installed, models):
+    """By a disk, or by answers that gave the name of another file: both were found there at each later load."""
+    repo, cache = "ada/plain-private", installed.folder / "spoilt"
+    lines = """
+from ddpm_hub import DDPMHubPipeline
+answer = outcome(lambda: pixels(DDPMHubPipeline.from_pretrained("ada/plain-private", cache_dir=cache)))
+"""
+    misnamed = hub.fail("HEAD", "/resolve/", "wrong-etag", math.inf)
+    answer = installed.run(lines, cache=str(cache))
+    assert re.search(r"^OSError: .* is not the file that the Hub says it is, twice; load it again later", answer)
+    misnamed.times = 0
+    drawn = str(models[repo]["new"][1][None].tolist())
+    assert installed.run(lines, cache=str(cache)) == drawn
+    for blob in cache.rglob("blobs/*"):
+        blob.write_bytes(blob.read_bytes()[:-1] + b"!")
+    assert installed.run(lines, cache=str(cache)) == drawn
+
+
 def test_an_odd_token_is_not_repeated(hub, installed, models):
     odd = "hf_with a\nline's end"
     answer = installed.run(

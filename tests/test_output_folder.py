@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import fcntl
 import os
 import random
 import shutil
@@ -15,8 +16,18 @@ import torch
 import yaml
 from config_parser import parse_config
 from conftest import make_pipeline
-from output_folder import check_movable, check_output, claim_output, hold_output, is_filled, save_model, write_whole
+from output_folder import (
+    check_movable,
+    check_output,
+    claim_output,
+    config_mark,
+    hold_output,
+    is_filled,
+    save_model,
+    write_whole,
+)
 from train_config import TrainConfig, UserError
+from train_runs import claim
 
 from ddpm_hub import DDPMHubPipeline
 
@@ -33,7 +44,7 @@ def test_checking_creates_nothing(tmp_path):
 
 def test_the_resolved_configuration_is_written(tmp_path):
     folder = tmp_path / "run"
-    claim_output(folder, config(folder))
+    claim(folder, config(folder))
     assert parse_config(["--config", str(folder / "config.yaml")]) == config(folder)
 
 
@@ -41,7 +52,7 @@ def test_an_earlier_run_is_kept(tmp_path, capsys):
     folder = tmp_path / "run"
     for content in ("first", "second", "third"):
         check_output(config(folder))
-        claim_output(folder, config(folder))
+        claim(folder, config(folder))
         (folder / "weights").write_text(content)
     assert "kept" in capsys.readouterr().out
     kept = {path.name: (path / "weights").read_text() for path in tmp_path.iterdir()}
@@ -52,7 +63,7 @@ def test_a_run_that_goes_on_stays_where_it_is(tmp_path, capsys):
     folder = make_run(tmp_path / "run")
     (folder / "weights").write_text("first")
     changed = dataclasses.replace(config(folder), sample_every=7)
-    claim_output(folder, changed, in_place=True)
+    claim(folder, changed, in_place=True)
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
     assert (folder / "weights").read_text() == "first"
     assert parse_config(["--config", str(folder / "config.yaml")]) == changed
@@ -66,7 +77,7 @@ def test_a_run_of_another_version_is_an_earlier_run(tmp_path):
     for key in ("ema_decays", "ema_stds", "streaming", "license", "eta"):
         del content[key]
     (folder / "config.yaml").write_text(yaml.safe_dump(content | {"ema_decay": 0.9999}))
-    claim_output(check_output(config(folder)), config(folder))
+    claim(check_output(config(folder)), config(folder))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "run.1"]
 
 
@@ -75,7 +86,7 @@ def test_a_run_that_was_killed_while_it_wrote_its_first_file_has_left_nothing(tm
     folder.mkdir()
     (folder / "config.yaml.partial").write_text("dataset_na")
     assert not is_filled(check_output(config(folder)))
-    claim_output(folder, config(folder))
+    claim(folder, config(folder))
     assert [path.name for path in folder.iterdir()] == ["config.yaml"]
 
 
@@ -88,20 +99,20 @@ def test_another_programs_config_is_no_earlier_run(tmp_path, content):
 
 
 def make_run(folder):
-    claim_output(folder, config(folder))
+    claim(folder, config(folder))
     return folder
 
 
 def test_the_working_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(make_run(tmp_path / "run"))
-    claim_output(check_output(config(".")), config("."))
+    claim(check_output(config(".")), config("."))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "run.1"]
 
 
 def test_a_link_to_an_earlier_run_stays(tmp_path):
     real, link = make_run(tmp_path / "real"), tmp_path / "link"
     link.symlink_to(real)
-    claim_output(check_output(config(link)), config(link))
+    claim(check_output(config(link)), config(link))
     assert link.is_symlink()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "real", "real.1"]
 
@@ -125,7 +136,7 @@ def test_an_earlier_run_whose_name_leaves_no_room_for_a_number(tmp_path):
     try:
         assert check_output(config(folder))
         with pytest.raises(UserError, match="cannot be written: File name too long"):
-            claim_output(folder, config(folder))
+            claim(folder, config(folder))
     finally:
         assert (folder / "config.yaml").exists()
 
@@ -164,7 +175,7 @@ def test_a_move_that_fails_is_told_and_loses_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr("pathlib.Path.rename", fail)
     with pytest.raises(UserError, match="cannot be written: Invalid cross-device link"):
-        claim_output(folder, config(folder))
+        claim(folder, config(folder))
     assert (folder / "config.yaml").exists()
 
 
@@ -188,7 +199,7 @@ def test_a_folder_that_cannot_be_written_is_refused():
 
 
 def test_saving_replaces_a_model_and_leaves_nothing_else(tmp_path):
-    claim_output(tmp_path / "run", config(tmp_path / "run"))
+    claim(tmp_path / "run", config(tmp_path / "run"))
     for _ in range(2):
         save_model(make_pipeline(), tmp_path / "run")
     assert DDPMHubPipeline.from_pretrained(tmp_path / "run").num_classes == 3
@@ -299,7 +310,36 @@ def test_two_runs_do_not_hold_one_folder(tmp_path):
     for in_place in (True, False):
         refused = pytest.raises(UserError, match="where another process is training")
         with hold_output(folder, config(folder)), refused:
-            claim_output(folder, config(folder), in_place)
+            claim(folder, config(folder), in_place)
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
     with hold_output(folder, config(folder)):
         pass
+
+
+def test_a_run_that_began_and_ended_meanwhile_is_not_written_over(tmp_path):
+    """Its folder was empty, or held what it would go on with, when this one looked; then it loaded its data for long."""
+    folder = tmp_path / "run"
+    for _ in range(2):
+        mark = config_mark(folder)
+        claim(folder, config(folder), in_place=True)
+        (folder / "weights").write_text("of the other")
+        late = claim_output(folder, dataclasses.replace(config(folder), seed=1), in_place=True, mark=mark)
+        with pytest.raises(UserError, match="where another run was at work while this one loaded its data"), late:
+            pass
+        assert (folder / "weights").read_text() == "of the other"
+        assert parse_config(["--config", str(folder / "config.yaml")]) == config(folder)
+
+
+def test_a_folder_that_was_moved_aside_before_it_was_locked_is_not_held(tmp_path, monkeypatch):
+    """Two runs that come at once: one opens the folder, the other moves it aside and makes a new one in its place."""
+    folder, flock = make_run(tmp_path / "run"), fcntl.flock
+
+    def locked_late(descriptor: int, kind: int) -> None:
+        monkeypatch.undo()
+        claim(folder, config(folder))
+        flock(descriptor, kind)
+
+    monkeypatch.setattr(fcntl, "flock", locked_late)
+    with pytest.raises(UserError, match="where another process is training"), hold_output(folder, config(folder)):
+        pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "run.1"]

@@ -65,7 +65,14 @@ ALLOWED = {
         "diffusers",
         "torch",
     },
-    "ddpm_hub_layout": {".ddpm_sampling_settings", ".scheduling_ddpm_hub", "diffusers", "safetensors", "torch"},
+    "ddpm_hub_layout": {
+        ".ddpm_argument_checks",
+        ".ddpm_sampling_settings",
+        ".scheduling_ddpm_hub",
+        "diffusers",
+        "safetensors",
+        "torch",
+    },
     "ddpm_hub_upload": {".ddpm_hub_layout", "httpx2", "huggingface_hub"},
     "ddpm_hub_loading": {
         ".ddpm_hub_layout",
@@ -140,6 +147,7 @@ ALLOWED = {
         "huggingface_hub",
         "torch",
     },
+    "shipped_models": set(),
     "__init__": set(),
 }
 

@@ -449,6 +449,15 @@ class TestOptions:
             ({"timestep_spacing": "trailing", "sampler": "unipc"}, "but `sampler` = 'unipc' has its own"),
             ({"dynamic_thresholding_ratio": 1.5}, "`dynamic_thresholding_ratio` is 1.5"),
             ({"num_inference_steps": np.array([1, 2])}, "`num_inference_steps` is array"),
+            ({"batch_size": 10**20}, "`batch_size` is 1[0]+; it must be a whole number, from 1 to 65536"),
+            ({"class_labels": [2**70]}, "`class_labels` contains 1180591620717411303424"),
+            ({"class_labels": 0, "guidance_scale": 1e300}, "`guidance_scale` is 1e[+]300; .* at most 1e[+]06"),
+            ({"sample": torch.full((1, 1, 8, 8), float("nan"))}, "`sample` holds NaN or infinity"),
+            ({"sampler": np.array([])}, "`sampler` is array"),
+            (
+                {"callback_on_step_end_tensor_inputs": 5, "num_inference_steps": 1},
+                "`callback_on_step_end_tensor_inputs` is 5; it must be a list of sample, pred_original_sample",
+            ),
         ],
     )
     def test_what_cannot_be_asked(self, options, message):
@@ -487,3 +496,33 @@ def test_a_stock_model_is_drawn_as_diffusers_draws_it(tmp_path):
     np.testing.assert_allclose(ours(generator=torch.Generator().manual_seed(0), **options).images, theirs, atol=2e-3)
     for sampler in ("ddim", "dpm++", "unipc"):
         assert ours(seed=0, sampler=sampler).images[0].size == (8, 8)
+
+
+@pytest.mark.parametrize(
+    ("sample", "message"),
+    [
+        (torch.zeros(8, 8), r"`sample` has shape \(8, 8\); it must be a tensor of shape \(B, 1, H, W\)"),
+        (torch.zeros(1, 3, 8, 8), r"`sample` has shape \(1, 3, 8, 8\)"),
+        (torch.zeros(1, 1, 8, 8, dtype=torch.uint8), "`sample` has dtype torch.uint8"),
+        ([0.0], "`sample` is a list"),
+    ],
+)
+def test_what_is_no_sample_is_not_decoded(sample, message):
+    with pytest.raises(ValueError, match=message):
+        make_pipeline().decode(sample)
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpm++", "unipc"])
+def test_a_callback_that_gives_back_what_it_got_changes_nothing(sampler):
+    """As diffusers' callbacks do; UniPC, too, goes on correcting by where it has been."""
+    pipeline, options = make_pipeline(), {"seed": 1, "sampler": sampler, "num_inference_steps": 5}
+    alone = drawn(pipeline, **options)
+    assert torch.equal(drawn(pipeline, **options, callback_on_step_end=lambda *arguments: arguments[-1]), alone)
+    in_place = drawn(
+        pipeline, **options, callback_on_step_end=lambda *arguments: {"sample": arguments[-1]["sample"].mul_(0.5)}
+    )
+    in_a_copy = drawn(
+        pipeline, **options, callback_on_step_end=lambda *arguments: {"sample": arguments[-1]["sample"] * 0.5}
+    )
+    assert torch.equal(in_place, in_a_copy)
+    assert not torch.equal(in_place, alone)

@@ -15,9 +15,10 @@ import yaml
 from checkpoints import save_checkpoint
 from config_parser import parse_config
 from conftest import REPOSITORY
-from output_folder import check_output, claim_output, hold_output
+from output_folder import check_output, hold_output
 from resume import FREE_KEYS, check_data, check_precision, find_run, missing, note_done
 from train_config import TrainConfig, UserError
+from train_runs import claim
 
 
 @dataclasses.dataclass
@@ -42,7 +43,7 @@ def config(tmp_path) -> TrainConfig:
 def start(config: TrainConfig, *steps: int, finished: bool = False) -> Path:
     """The folder of a run of this configuration with these checkpoints."""
     folder = check_output(config)
-    claim_output(folder, config, find_run(config, folder).in_place)
+    claim(folder, config, find_run(config, folder).in_place)
     for step in steps:
         save_checkpoint(
             folder / "checkpoints",
@@ -90,7 +91,7 @@ def test_a_run_without_a_checkpoint_begins_again_in_its_folder(config):
     folder = start(config)
     found = find(config)
     assert (found.kind, found.in_place) == ("fresh", True)
-    claim_output(folder, config, found.in_place)
+    claim(folder, config, found.in_place)
     assert [path.name for path in folder.parent.iterdir()] == ["run"]
 
 
@@ -150,7 +151,7 @@ def test_a_finished_run_with_a_constant_rate_goes_on_to_more_steps(config):
     folder = start(config, 500, 1000, finished=True)
     found = find(config, max_train_steps=2000)
     assert (found.kind, found.checkpoint.step, found.in_place) == ("resume", 1000, True)
-    claim_output(folder, dataclasses.replace(config, max_train_steps=2000), found.in_place)
+    claim(folder, dataclasses.replace(config, max_train_steps=2000), found.in_place)
     assert find(config, max_train_steps=2000).kind == "resume"  # killed on the way: the figures are of 1000 steps
 
 
@@ -233,7 +234,7 @@ def test_what_does_not_change_the_run_may_differ(config, key, tmp_path):
     value = FREE[key].format(tmp_path) if key == "output_dir" else FREE[key]
     changed = made(config, **{key: value})
     assert find_run(changed, folder).checkpoint.step == 500
-    claim_output(folder, changed, in_place=True)
+    claim(folder, changed, in_place=True)
     assert yaml.safe_load((folder / "config.yaml").read_text()) == yaml.safe_load(changed.to_yaml())
 
 

@@ -4,8 +4,11 @@ import concurrent.futures
 import copy
 import inspect
 import itertools
+import math
 import pickle
 import re
+from decimal import Decimal
+from fractions import Fraction
 
 import mpmath
 import numpy as np
@@ -18,6 +21,7 @@ from mpmath import mp, mpf
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from ddpm_hub import DDPMHubScheduler
+from ddpm_hub.ddpm_noise_schedules import num_train_timesteps_for
 
 # One rounding of the coefficient and one of each product and sum in float32 (2⁻²⁴ = 6e-8 each): at most 4 in a row.
 FLOAT32 = 3e-7
@@ -621,7 +625,10 @@ class TestConfiguration:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: scheduler(num_train_timesteps=0), "`num_train_timesteps` is 0; it must be a whole number, at least 1"),
+        (
+            lambda: scheduler(num_train_timesteps=0),
+            "`num_train_timesteps` is 0; it must be a whole number, from 1 to 1048576",
+        ),
         (lambda: scheduler(beta_start=0.0), "`beta_start` is 0.0"),
         (lambda: scheduler(beta_end=1.0), "`beta_end` is 1.0"),
         (lambda: scheduler(beta_start=float("nan")), "`beta_start` is nan"),
@@ -671,7 +678,7 @@ class TestConfiguration:
         (lambda: scheduler(trained_betas=[0.5, 0.999], beta_schedule="nope"), "`beta_schedule` is 'nope'"),
         (lambda: scheduler(trained_betas="abc"), "`trained_betas` is 'abc'; it must be a list of numbers"),
         (lambda: scheduler(trained_betas=[0.1, None]), "`trained_betas` is"),
-        (lambda: scheduler(beta_start="1e-4"), "`beta_start` is '1e-4'; it must be a number above 0 and below 1"),
+        (lambda: scheduler(beta_start="1e-4"), "`beta_start` is '1e-4'; it must be a number above 1e-36 and below 1"),
         (lambda: scheduler(beta_end=None), "`beta_end` is None"),
         (lambda: scheduler(clip_sample_range=None), "`clip_sample_range` is None"),
         (lambda: scheduler(dynamic_thresholding_ratio="x"), "`dynamic_thresholding_ratio` is 'x'"),
@@ -689,12 +696,12 @@ class TestConfiguration:
         (lambda: stepped(999, variance_noise=[0.0]), "`variance_noise` has shape list"),
         (lambda: stepped(999, variance_noise=torch.zeros(1, 1), generator=torch.Generator()), "were both given"),
         (lambda: twice_the_same_generator(), "`generator` holds one generator more than once"),
-        (lambda: stepped(torch.tensor([[999, 899]]), torch.zeros(2, 1), torch.zeros(2, 1)), "`timesteps` has shape"),
+        (lambda: stepped(torch.tensor([[999, 899]]), torch.zeros(2, 1), torch.zeros(2, 1)), "`timestep` has shape"),
         (
             lambda: scheduler().convert_prediction(torch.zeros(1), torch.zeros(1), 9999, "epsilon"),
             "`timesteps` runs from 9999",
         ),
-        (lambda: scheduler().previous_timestep(1000), "`timestep` is 1000, which is not in the schedule"),
+        (lambda: scheduler().previous_timestep(1000), "`timestep` is 1000; it must be a whole number, from 0 to 999"),
         (lambda: scheduler(trained_betas=0.1), "`trained_betas` has shape"),
         (lambda: scheduler(trained_betas=[[0.1]]), "`trained_betas` has shape"),
         (lambda: scheduler(trained_betas=[0.0, 0.1]), "`trained_betas` contains 0.0"),
@@ -718,7 +725,7 @@ class TestConfiguration:
         (lambda: stepped(torch.tensor([999, 998]), torch.zeros(2, 1), torch.zeros(2, 1)), "`timestep` is 998"),
         (
             lambda: stepped(torch.tensor([999, 899]), torch.zeros(3, 1), torch.zeros(3, 1)),
-            r"`timesteps` has shape \(2,\)",
+            r"`timestep` has shape \(2,\)",
         ),
         (lambda: stepped(999, torch.zeros(1, 1, dtype=torch.int64)), "`model_output` has dtype torch.int64"),
         (lambda: stepped(999, torch.zeros(1, 1, dtype=torch.float64)), "more than `sample`'s torch.float32 can hold"),
@@ -753,6 +760,33 @@ class TestConfiguration:
         (lambda: noised(torch.tensor([0.5])), "`timesteps` has dtype torch.float32"),
         (lambda: noised(torch.tensor([1, 2, 3])), r"`timesteps` has shape \(3,\)"),
         (lambda: noised(torch.tensor([1]), torch.zeros(1, 2)), r"`noise` has shape \(1, 2\)"),
+        (lambda: scheduler(beta_schedule=np.zeros(2)), "`beta_schedule` is array"),
+        (lambda: scheduler(clip_sample=np.zeros(0)), "`clip_sample` is array"),
+        (lambda: scheduler(num_train_timesteps=10**14), "`num_train_timesteps` is 1[0]+; .* from 1 to 1048576"),
+        (lambda: scheduler(beta_start=1e-40, beta_end=1e-40), "`beta_start` is 1e-40; it must be a number above 1e-36"),
+        (lambda: scheduler(beta_schedule="squaredcos_cap_v2", beta_end=None), "`beta_end` is None"),
+        (lambda: scheduler(clip_sample_range=10**400), "`clip_sample_range` is 1[0]+; .* below 3.4"),
+        (lambda: scheduler(sample_max_value=1e300), "`sample_max_value` is 1e\\+300; .* below 3.4"),
+        (lambda: scheduler(trained_betas=[10**400]), "`trained_betas` is"),
+        (lambda: scheduler(trained_betas=np.array([0.1 + 1j])), "`trained_betas` is array"),
+        (lambda: scheduler(beta_start=0.5, beta_end=0.9), "`prediction_type` is 'epsilon', but ᾱ_T is below 1e-36"),
+        (lambda: analytic([1e300] * 1000), "`original_sample_variances` contains 1e\\+300; .* infinite"),
+        (lambda: scheduler().set_timesteps(timesteps=[torch.tensor(5), torch.tensor(0.5)]), "`timesteps` is"),
+        (lambda: scheduler().previous_timestep(None), "`timestep` is None"),
+        (lambda: scheduler().snr("x"), "`timesteps` is 'x'; it must be an integer, or a tensor of integers"),
+        (lambda: noised(2**70), "`timesteps` is 1180591620717411303424"),
+        (
+            lambda: scheduler().posterior(torch.zeros(1), torch.zeros(1), torch.tensor([9, 8]), 5),
+            "`timestep` has shape",
+        ),
+        (lambda: noised(5, sample=[0.0], noise=[0.0]), "`original_samples` is a list; it must be a torch.Tensor"),
+        (lambda: stepped(999, output=0.5), "`model_output` is a float; it must be a torch.Tensor"),
+        (lambda: stepped(np.array([999, 899])), "`timestep` is array"),
+        (lambda: stepped(999, eta=Decimal(1)), "`eta` is Decimal"),
+        (
+            lambda: stepped(999, torch.zeros(3), torch.zeros(3), variance_type="learned"),
+            r"`sample` has shape \(3,\); .* must have channels",
+        ),
     ],
 )
 def test_what_cannot_work_is_refused(call, message):
@@ -784,3 +818,70 @@ def analytic(variances):
 def zero_snr_to_v():
     ours = scheduler(prediction_type="v_prediction", rescale_betas_zero_snr=True)
     return ours.convert_prediction(torch.zeros(1), torch.zeros(1), 999, "v_prediction", "epsilon")
+
+
+def test_numbers_of_any_kind_are_saved_as_plain_ones(tmp_path, quiet_schedule):
+    kinds = {
+        "num_train_timesteps": np.uint8(20),
+        "beta_start": np.float32(0.25),
+        "beta_end": Fraction(1, 2),
+        "steps_offset": torch.tensor(0),
+        "sample_max_value": 2,
+    }
+    made = scheduler(**kinds)
+    made.save_pretrained(tmp_path)
+    assert torch.equal(DDPMHubScheduler.from_pretrained(tmp_path).betas, made.betas)
+    assert torch.equal(made.betas, torch.linspace(0.25, 0.5, 20, dtype=torch.float64))
+
+
+def test_lists_that_are_given_stay_the_callers(quiet_schedule):
+    """Also an array that nobody may write to; what is done with it later changes no schedule."""
+    betas = torch.tensor([0.1, 0.2], dtype=torch.float64)
+    made, frozen = scheduler(trained_betas=betas), np.array([0.1, 0.2])
+    betas.zero_()
+    frozen.flags.writeable = False
+    assert torch.equal(scheduler(trained_betas=frozen).betas, made.betas)
+    assert made.betas.tolist() == [0.1, 0.2]
+
+
+@pytest.mark.parametrize("number", [np.int8(100), np.uint8(100), torch.tensor(100), torch.tensor([100])])
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+def test_a_number_of_steps_of_any_kind(number, spacing):
+    made, wanted = scheduler(timestep_spacing=spacing), scheduler(timestep_spacing=spacing)
+    made.set_timesteps(number)
+    wanted.set_timesteps(100)
+    assert torch.equal(made.timesteps, wanted.timesteps)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint16, torch.uint32, torch.uint64])
+def test_times_of_every_integer_dtype(dtype):
+    made, times = scheduler(), torch.tensor([5, 999])
+    assert torch.equal(made.snr(times.to(dtype)), made.snr(times))
+    with pytest.raises(ValueError, match="`timesteps` runs from 5 to 1000"):
+        made.snr(torch.tensor([5, 1000]).to(dtype))
+
+
+@pytest.mark.parametrize("timestep", [999, torch.tensor([999])])
+@pytest.mark.parametrize("shape", [(), (3,), (2, 0, 4), (0, 3)])
+@pytest.mark.parametrize("thresholding", [False, True])
+def test_samples_of_every_shape(timestep, shape, thresholding):
+    made, sample = scheduler(thresholding=thresholding), torch.ones(shape)
+    made.set_timesteps(10)
+    for result in made.step(sample, timestep, sample, torch.Generator(), return_dict=False):
+        assert (result.shape, result.dtype) == (shape, torch.float32)
+    assert made.add_noise(sample, sample, timestep).shape == shape
+
+
+def test_betas_next_to_1_stay_below_it(quiet_schedule):
+    """√β and its square round up to 1, of which no image is left and no logarithm."""
+    nearly = math.nextafter(1, 0)
+    made = DDPMHubScheduler(2, 0.1, nearly, "scaled_linear", prediction_type="sample")
+    assert made.betas[-1] == nearly
+    assert bool(torch.isfinite(made.log_alphas_cumprod).all())
+
+
+def test_betas_that_no_count_is_enough_for():
+    with pytest.raises(ValueError, match="`beta_start` is 1e-12 and `beta_end` 1e-12: even T = 1048576 leaves"):
+        num_train_timesteps_for(1e-12, 1e-12)
+    with pytest.warns(UserWarning, match="these β need more than a million steps"):
+        scheduler(beta_start=1e-30, beta_end=1e-30)

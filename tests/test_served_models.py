@@ -4,11 +4,12 @@ import json
 import shutil
 from pathlib import Path
 
-import app
 import pytest
 import served_models
 from conftest import make_pipeline, run_python
 from request_checks import InvalidRequestError
+
+from ddpm_hub.shipped_models import FOLDER, SHIPPED_MODELS
 
 
 @pytest.fixture
@@ -65,12 +66,12 @@ def test_without_a_model_the_message_says_what_to_run(tmp_path, monkeypatch, exi
 
 
 @pytest.mark.parametrize("value", [None, "", " , "])
-def test_the_default_model_is_the_training_runs_folder_and_no_name_on_the_hub(monkeypatch, tmp_path, value):
+def test_by_default_the_models_of_the_package_are_served(monkeypatch, tmp_path, value):
     monkeypatch.delenv("DDPM_HUB_MODEL", raising=False)
     if value is not None:
         monkeypatch.setenv("DDPM_HUB_MODEL", value)
     monkeypatch.chdir(tmp_path)  # it does not depend on where the demo is started
-    assert served_models.names() == [str(Path(app.__file__).parents[1] / "outputs" / "digits")]
+    assert served_models.names() == [str(FOLDER / name) for name in SHIPPED_MODELS]
 
 
 def test_only_what_is_on_the_list_is_looked_up(served, tmp_path, monkeypatch):

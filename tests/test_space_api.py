@@ -141,9 +141,10 @@ def test_the_endpoints_are_tools(server):
             tools = (await session.list_tools()).tools
             answer = await session.call_tool("posterior", {"timestep": 10})
             refusal = await session.call_tool("generate", {"class_name": "nine"})
-            return tools, answer, refusal
+            quoted = await session.call_tool("generate", {"seed": "x" * 5000})
+            return tools, answer, refusal, quoted
 
-    tools, answer, refusal = asyncio.run(use())
+    tools, answer, refusal, quoted = asyncio.run(use())
     assert sorted(tool.name for tool in tools) == list(ENDPOINTS)
     for tool in tools:
         assert tool.description
@@ -151,7 +152,10 @@ def test_the_endpoints_are_tools(server):
             assert schema["description"], (tool.name, name)
     assert "weight_x0" in answer.content[0].text
     assert refusal.isError
-    assert "Class is 'nine'; it must be one of any, zero, one, two." in refusal.content[0].text
+    assert refusal.content[0].text == "Class is 'nine'; it must be one of any, zero, one, two."
+    assert quoted.isError  # by MCP's library, which would quote all of it
+    assert re.fullmatch(r"Input validation error: 'x{100,}…x+' is not of type 'integer'\.", quoted.content[0].text)
+    assert len(quoted.content[0].text) < 320
 
 
 # --- What nobody should send ---
@@ -253,6 +257,19 @@ def test_a_broken_upload_is_refused_and_the_log_has_no_text_of_the_visitor(serve
     assert not [
         line for line in lines if re.search(r"private words|visitors_name|\d+\.\d+\.\d+\.\d+|passwd|<script", line)
     ]
+
+
+@pytest.mark.parametrize(
+    ("method", "arguments"),
+    [("tools/call", {"name": "my private words"}), ("tools/call", {"name": 5, "arguments": "my private words"}), ("my private words", {})],
+)  # fmt: skip
+def test_what_agents_send_is_not_in_the_log(server, method, arguments):
+    asked = {"jsonrpc": "2.0", "id": 1, "method": method, "params": arguments}
+    headers = JSON | {"Accept": "application/json, text/event-stream"}
+    answer = httpx.post(f"{server.url}gradio_api/mcp/", content=json.dumps(asked), headers=headers, timeout=60)
+    assert answer.status_code == 200
+    assert "private words" not in server.said
+    assert re.search(r" a message of an agent: \w+, \w+\.py:\d+$", server.said, flags=re.MULTILINE)
 
 
 def test_nothing_of_all_this_was_unexpected(server):

@@ -196,7 +196,7 @@ def test_tools_take_uploads_by_address_or_inside_and_no_other_file(server, http,
 
 @pytest.mark.parametrize(
     "route",
-    ["file=http://example.com/", "file=HTTPS://example.com/", "proxy=http://127.0.0.1/", "deep_link?session_hash=x",
+    ["file=http://example.com/", "file=HTTPS://example.com/", "file/https://example.com/", "proxy=http://127.0.0.1/", "deep_link?session_hash=x",
      "custom_component/a/client/b/c", "component_server/", "dev/reload", "mcp/sse"],
 )  # fmt: skip
 def test_what_the_page_does_not_use_is_closed(http, route):

@@ -11,55 +11,9 @@ import pytest
 import torch
 from checkpoints import newest_checkpoint
 from safetensors.torch import load_file
+from train_runs import AT_STEP, BUSY, SMALL, assert_same, result_of, signalled, tell
 
 from ddpm_hub import DDPMHubPipeline
-
-# Everything that has a state: several averages, importance sampling, drop-out, flips, crops, accumulation, validation.
-BUSY = [
-    "--block_out_channels", "[8,16]", "--max_train_steps", "40", "--warmup_steps", "5", "--batch_size", "8",
-    "--num_train_timesteps", "20", "--beta_end", "0.75", "--num_inference_steps", "2", "--fidelity_samples", "0",
-    "--checkpoint_every", "7", "--log_every", "4", "--sample_every", "25", "--validation_split", "train[:40]",
-    "--validation_every", "10", "--validation_images", "20", "--ema_decays", "[0.99,0.9]", "--ema_stds", "[0.05,0.1]",
-    "--ema_snapshot_every", "15", "--timestep_sampling", "importance", "--dropout", "0.1", "--random_flip", "true",
-    "--random_crop", "2", "--resolution", "8", "--split", "train[40:]",
-]  # fmt: skip
-SMALL = ["--block_out_channels", "[8,16]", "--max_train_steps", "12", "--warmup_steps", "2", "--batch_size", "8",
-         "--num_inference_steps", "2", "--fidelity_samples", "0", "--sample_every", "0", "--log_every", "1"]  # fmt: skip
-
-# A patch after which process `rank` does something once a step is reached.
-AT_STEP = """
-import os, trainer
-step = trainer.Trainer.step
-def act(self):
-    step(self)
-    if self.step_count == {step} and os.environ.get("RANK", "0") == "{rank}":
-        {act}
-trainer.Trainer.step = act
-"""
-
-
-def tell(step: int) -> str:
-    """The first process opens the fifo `started`, for whom [`Run.wait_for`] waits, and goes on."""
-    return AT_STEP.format(step=step, rank=0, act='open(os.environ["TRAIN_OUTPUT"] + "/started", "w").close()')
-
-
-def signalled(step: int, number: int = signal.SIGTERM, rank: int = 0) -> str:
-    """A process is sent a signal."""
-    return AT_STEP.format(step=step, rank=rank, act=f"os.kill(os.getpid(), {int(number)})")
-
-
-def result_of(folder: Path) -> dict[str, bytes]:
-    """All that must not depend on what happened: weights, averages, optimizer, snapshots, pictures and logs."""
-    last = max((folder / "checkpoints").iterdir())
-    files = [*last.glob("*.safetensors"), *folder.glob("*.csv"), *folder.glob("ema_snapshots/*"),
-             folder / "unet" / "diffusion_pytorch_model.safetensors", *folder.glob("samples/**/*.png")]  # fmt: skip
-    return {str(file.relative_to(folder)): file.read_bytes() for file in files}
-
-
-def assert_same(folder: Path, other: Path) -> None:
-    ours, theirs = result_of(folder), result_of(other)
-    assert ours.keys() == theirs.keys()
-    assert [name for name in ours if ours[name] != theirs[name]] == []
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +80,17 @@ class TestSignals:
         result = trains.run(*SMALL, "--output_dir", tmp_path / "run", patch=twice)
         assert result.returncode == status
         assert "Traceback" not in result.stderr
+
+
+def test_what_was_being_deleted_goes_though_no_step_is_left(trains, tmp_path):
+    """Killed after its last checkpoint, in the middle of deleting an older one."""
+    arguments = [*SMALL, "--output_dir", tmp_path / "run"]
+    assert trains.run(*arguments, patch=signalled(12)).returncode == 75
+    left = tmp_path / "run" / "checkpoints" / ".deleted-0123456789abcdef"
+    left.mkdir()
+    (left / "model.safetensors").write_bytes(bytes(1000))
+    assert trains.run(*arguments).returncode == 0
+    assert [path.name for path in left.parent.iterdir()] == ["step_00000012"]
 
 
 @pytest.fixture(scope="module")

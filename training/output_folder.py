@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import yaml
@@ -61,32 +61,53 @@ def check_movable(folder: Path, config: TrainConfig) -> None:
     _check_writable(folder.parent, config)
 
 
-def claim_output(folder: Path, config: TrainConfig, in_place: bool = False) -> None:
-    """Makes the folder, with the resolved configuration in it; an earlier run is moved to `<folder>.1`, `.2`, …
+@contextmanager
+def claim_output(
+    folder: Path, config: TrainConfig, in_place: bool = False, mark: tuple[int, int] | None = None
+) -> Iterator[None]:
+    """Makes the folder, with the resolved configuration in it, and keeps other runs out of it inside the block.
+
+    An earlier run there is moved to `<folder>.1`, `.2`, …
 
     Args:
         folder (`Path`): what [`check_output`] returned.
         config (`TrainConfig`): of this run.
         in_place (`bool`, defaults to `False`): leave the earlier run where it is, as this one goes on with it.
+        mark (`tuple[int, int]`, *optional*): the [`config_mark`] of what it is to be found in place.
 
     Raises:
-        UserError: if the operating system refuses that, or if another process is training there.
+        UserError: if the operating system refuses that, if another process is training there, or has since the mark.
     """
-    try:
-        if folder.exists():
-            check_not_held(folder, config)  # once more: whoever looked at the folder has loaded its data since
-        if is_filled(folder) and not in_place:
+    with ExitStack() as held:
+        try:
+            if folder.exists() and not in_place:
+                _move_aside(folder, config)
+            folder.mkdir(parents=True, exist_ok=True)
+            held.enter_context(hold_output(folder, config))
+            if config_mark(folder) != (mark if in_place else None):
+                raise UserError(
+                    f"`output_dir` is {config.output_dir!r}, where another run was at work while this one loaded its data; "
+                    f"run the same command again, or choose another folder."
+                )
+            write_whole(folder / CONFIG_FILE, config.to_yaml())
+            sync_folder(folder.parent)
+        except OSError as error:
+            remedy = (
+                "Make room on that disk" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "Choose another folder"
+            )
+            raise UserError(
+                f"`output_dir` is {config.output_dir!r}, which cannot be written: {error.strerror}. {remedy}."
+            ) from error
+        yield
+
+
+def _move_aside(folder: Path, config: TrainConfig) -> None:
+    # Held meanwhile: whoever looked at the folder has loaded its data since, and another run may have begun in it.
+    with hold_output(folder, config):
+        if is_filled(folder):
             kept = _free_name(folder)
             folder.rename(kept)
             print(f"The earlier run in {folder} was kept as {kept}.")
-        folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / CONFIG_FILE, config.to_yaml())
-        sync_folder(folder.parent)
-    except OSError as error:
-        remedy = "Make room on that disk" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "Choose another folder"
-        raise UserError(
-            f"`output_dir` is {config.output_dir!r}, which cannot be written: {error.strerror}. {remedy}."
-        ) from error
 
 
 @contextmanager
@@ -99,9 +120,20 @@ def hold_output(folder: Path, config: TrainConfig) -> Iterator[None]:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         _lock(descriptor, fcntl.LOCK_EX, config)
+        if not os.path.samestat(os.fstat(descriptor), folder.stat()):  # moved aside before it was locked
+            raise _held_by_another(config)
         yield
     finally:
         os.close(descriptor)
+
+
+def config_mark(folder: Path) -> tuple[int, int] | None:
+    """Another one whenever a run begins in the folder or goes on there: each writes its config.yaml. `None` without one."""
+    try:
+        found = (folder / CONFIG_FILE).stat()
+    except FileNotFoundError:
+        return None
+    return found.st_ino, found.st_mtime_ns
 
 
 def check_not_held(folder: Path, config: TrainConfig) -> None:
@@ -119,10 +151,14 @@ def check_not_held(folder: Path, config: TrainConfig) -> None:
 
 def _lock(descriptor: int, kind: int, config: TrainConfig) -> None:
     if not lock(descriptor, kind):
-        raise UserError(
-            f"`output_dir` is {config.output_dir!r}, where another process is training; wait for its end, stop it, or "
-            f"choose another folder."
-        )
+        raise _held_by_another(config)
+
+
+def _held_by_another(config: TrainConfig) -> UserError:
+    return UserError(
+        f"`output_dir` is {config.output_dir!r}, where another process is training; wait for its end, stop it, or choose "
+        f"another folder."
+    )
 
 
 def _resolve(config: TrainConfig) -> Path:

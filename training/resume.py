@@ -20,7 +20,7 @@ from pathlib import Path
 import yaml
 from checkpoints import CHECKPOINTS, Checkpoint, newest_checkpoint
 from durable_files import write_whole
-from output_folder import check_movable, check_not_held, is_filled, read_config
+from output_folder import check_movable, check_not_held, config_mark, is_filled, read_config
 from train_config import TrainConfig, UserError
 
 # Options that may change from one start of a run to the next. All others change the weights or what the log compares.
@@ -54,12 +54,14 @@ class Found:
         checkpoint: of which it goes on; only of `resume`.
         in_place: whether the folder stays where it is, for [`claim_output`]; else what lies there is moved aside.
         missing: of a `finished` run, what was asked for and not done: `judging`, `publishing`.
+        mark: the [`config_mark`] of the folder, for [`claim_output`]: whether it is still what was looked at.
     """
 
     kind: str
     checkpoint: Checkpoint | None = None
     in_place: bool = False
     missing: tuple[str, ...] = ()
+    mark: tuple[int, int] | None = None
 
 
 def find_run(config: TrainConfig, folder: Path) -> Found:
@@ -73,11 +75,12 @@ def find_run(config: TrainConfig, folder: Path) -> Found:
         UserError: if an unfinished run has another configuration (naming every key that differs), if another process is
             training there, or if what lies there cannot be moved aside.
     """
+    mark = config_mark(folder)  # before anything is read: what changes from here on is noticed
     if not is_filled(folder):
         return Found("fresh", in_place=True)
     if not config.dry_run:
         check_not_held(folder, config)
-    found = _plan(config, folder, read_config(folder) or {})
+    found = dataclasses.replace(_plan(config, folder, read_config(folder) or {}), mark=mark)
     if not found.in_place:
         check_movable(folder, config)
     return found

@@ -28,7 +28,7 @@ from checkpoints import CHECKPOINTS, newest_checkpoint
 from config_parser import parse_config
 from durable_files import write_whole
 from evaluation.files import remove_evaluation
-from output_folder import check_output, claim_output, hold_output
+from output_folder import check_output, claim_output
 from resume import Found, check_data, check_precision, find_run, is_finished, note_done
 from stop_signal import INTERRUPTED, STOPPED
 from train_config import TrainConfig, UserError
@@ -87,8 +87,7 @@ def run(config: TrainConfig, output: Path, found: Found) -> int:
         return 0
     if not accelerator.is_main_process:
         return train_and_judge(config, data, validation, pipeline, accelerator, output, found)
-    claim_output(output, config, found.in_place)
-    with hold_output(output, config):
+    with claim_output(output, config, found.in_place, found.mark):
         return train_and_judge(config, data, validation, pipeline, accelerator, output, found)
 
 

@@ -170,7 +170,7 @@ class TrainConfig:
     report_to: tuple[str, ...] = ()
     tracker_project: str = "ddpm_hub"
     sample_every: int = 400
-    sampler: str = "dpm++"
+    sampler: str = "ddpm"
     num_inference_steps: int = 20
     eta: float | None = None
     guidance_scale: float = 1.0

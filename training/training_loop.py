@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from checkpoints import CHECKPOINTS, Checkpoint
+from checkpoints import CHECKPOINTS, Checkpoint, tidy
 from diffusers import UNet2DModel
 from dry_run import activation_bytes, dry_run_report
 from image_data import ImageData
@@ -45,7 +45,9 @@ def train(
     if checkpoint is not None:
         trainer.load(checkpoint)
         watch.load(checkpoint.state)
-    watch.start()
+    watch.start()  # all processes meet here, and have read the checkpoint
+    if checkpoint is not None and accelerator.is_main_process:
+        tidy(output / CHECKPOINTS)  # a run with no step left to do saves no other, before which it would be done
     if loop.owes_grid():
         loop.publish()
     trainer.start()

@@ -1,15 +1,13 @@
 """Forward: an image that turns into noise, in one jump or step by step."""
 
-import random
-
 import gradio as gr
 import numpy as np
 from answers import answering
 from both_languages import Both
+from drawing import random_seed
 from example_pictures import EXAMPLES
 from forward_facts import jump, scheduler_of, small, walk
 from page import LIGHT, LIVE, Page, note
-from request_checks import LARGEST_SEED
 from svg_text import html_words
 from visitor_files import opened_image
 
@@ -47,7 +45,7 @@ def build(page: Page) -> None:
         page.loaded.then(scheduler_and_times, page.model, [scheduler, time], **LIGHT).then,
         page.model.change(scheduler_and_times, page.model, [scheduler, time], **LIGHT).then,
         source.change(small_pixels, source, pixels, **LIGHT).then,
-        another.click(lambda: random.randrange(LARGEST_SEED + 1), None, seed, **LIGHT).then,
+        another.click(random_seed, None, seed, **LIGHT).then,
     ]
     # Two events: the walk takes longer than the jump, which need not wait for it.
     for happened in (time.input, seed.input, *changed):

@@ -7,7 +7,7 @@ image, which stand beside every figure.
 
 import hashlib
 import os
-import pickle
+import pickle  # nosec B403 # the name of an error, nothing is unpickled
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,7 +103,7 @@ class DINOv2Extractor:
         try:
             from transformers import AutoModel
 
-            self._network = AutoModel.from_pretrained(repo)
+            self._network = AutoModel.from_pretrained(repo)  # nosec B615 # the SHA-256 of its weights is in the figures
         except (ImportError, OSError, ValueError, RuntimeError) as error:
             raise _unavailable("dinov2", "pip install 'transformers>=5'", error) from error
         self._network.to(device).eval().requires_grad_(False)

@@ -1,0 +1,165 @@
+"""Trains ours, the documentation's loop and lucidrains' for the same time on the same data, and compares their images.
+
+    python benchmarks/equal_time.py --dataset zalando-datasets/fashion_mnist [--preset fashion_mnist] [--minutes 30]
+        [--num_samples 1000] [--contenders ours documentation lucidrains] [--output outputs/equal_time]
+
+One after another, each in a process of its own with all threads. "ours" is the preset, with as many steps as fit into the time, so
+that its rate has fallen to zero at the end. "documentation" is the loop that diffusers' documentation teaches, with our
+U-Net, its batch size and its classes; "lucidrains" the package denoising-diffusion-pytorch, where it is installed, with as many
+channels (see training_contenders.py). The time is that of training alone: reading the data, and drawing, do not count. Images are
+drawn from the averaged weights, ours as the preset says and the others with DDIM in 50 steps.
+
+FID is of the features of the package's classifier, against all training images; beside it stands that of as many real images,
+training ones and unseen ones. A contender whose images are in `--output` is not trained again. Writes a grid of each as PNG.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "training")]
+
+CONTENDERS = {"ours": "ours", "documentation": "documentation, float32", "lucidrains": "lucidrains, float32"}
+TIMED_STEPS = 40
+CHUNK = 100  # images that are drawn, or judged, at once
+
+
+def main() -> None:
+    """Trains what is missing, and prints the table."""
+    options = parse()
+    if options.one:
+        train_one(options)
+        return
+    options.output.mkdir(parents=True, exist_ok=True)
+    for name in options.contenders:
+        if not (options.output / f"{name}.safetensors").is_file():
+            subprocess.run([sys.executable, __file__, *sys.argv[1:], "--one", name], check=True)
+    print_table(options)
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset", required=True, help="a folder, or a data set of the Hub")
+    parser.add_argument("--preset", default="fashion_mnist")
+    parser.add_argument("--minutes", type=float, default=30)
+    parser.add_argument("--num_samples", type=int, default=1000)
+    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
+    parser.add_argument("--output", type=Path, default=Path("outputs/equal_time"))
+    parser.add_argument("--one", choices=CONTENDERS, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def configuration(options: argparse.Namespace, *more: str):
+    """The preset on this data."""
+    from config_parser import parse_config
+
+    preset = str(REPOSITORY / "training" / "configs" / f"{options.preset}.yaml")
+    return parse_config(["--config", preset, "--dataset_name", options.dataset, *more])
+
+
+def train_one(options: argparse.Namespace) -> None:
+    """Trains one loop for the time, draws, and writes the images with what was done."""
+    from image_data import load_images
+    from sample_grids import grid_image
+    from training_contenders import CONTENDERS as LOOPS
+
+    build, _ = LOOPS[CONTENDERS[options.one]]
+    config, seconds = configuration(options), 60 * options.minutes
+    data = load_images(config)
+    with ExitStack() as stack:
+        if options.one == "ours":
+            with ExitStack() as warm_up:
+                steps = round(seconds / seconds_per_step(build(config, data, "no", torch.device("cpu"), warm_up)))
+            config = configuration(options, "--max_train_steps", str(steps))
+            loop = build(config, data, "no", torch.device("cpu"), stack)
+            begun = time.perf_counter()
+            for _ in range(steps):
+                loop.step()
+        else:
+            loop, steps = build(config, data, "no", torch.device("cpu"), stack), 0
+            begun = time.perf_counter()
+            while time.perf_counter() - begun < seconds:
+                loop.step()
+                steps += 1
+        trained = time.perf_counter() - begun
+        pixels = torch.cat(list(drawn(loop, data, options.num_samples)))
+        facts = {
+            "seconds": trained,
+            "steps": steps,
+            "images": steps * config.batch_size,
+            "parameters": sum(p.numel() for p in loop.network.parameters()),
+        }
+        grid_image(pixels[:: max(1, len(pixels) // 80)][:80], 10).save(options.output / f"{options.one}.png")
+        save_file(
+            {"pixels": pixels.contiguous()}, options.output / f"{options.one}.safetensors", {"facts": json.dumps(facts)}
+        )
+
+
+def drawn(loop, data, count: int) -> Iterator[torch.Tensor]:
+    """Images of classes in the proportions of the data, where the loop has classes."""
+    labels = (
+        None if data.labels is None else data.labels.sort().values[torch.arange(count) * len(data) // count].tolist()
+    )
+    for start in range(0, count, CHUNK):
+        some = None if labels is None else labels[start : start + CHUNK]
+        yield loop.draw(min(CHUNK, count - start), some, start)
+
+
+def seconds_per_step(loop) -> float:
+    """The median of some steps, after a few that warm up."""
+    times = []
+    for _ in range(TIMED_STEPS):
+        begun = time.perf_counter()
+        loop.step()
+        times.append(time.perf_counter() - begun)
+    return sorted(times[TIMED_STEPS // 4 :])[3 * TIMED_STEPS // 8]
+
+
+def print_table(options: argparse.Namespace) -> None:
+    """FID of every contender and of real images."""
+    from evaluation.distances import frechet_distance
+    from image_data import load_images
+    from safetensors import safe_open
+
+    from ddpm_hub.domain_classifier import ShippedClassifier, classifier_for
+
+    data = load_images(configuration(options))
+    unseen = load_images(configuration(options, "--split", "test"))
+    classifier = ShippedClassifier(classifier_for(data.image_shape))
+
+    def features(pixels: torch.Tensor) -> torch.Tensor:
+        return torch.cat([classifier(some)[0] for some in pixels.split(CHUNK)])
+
+    def some_of(images) -> torch.Tensor:
+        rows = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[: options.num_samples]
+        return images.at(rows)[0]
+
+    reference = features(data.at(torch.arange(len(data)))[0])
+    print("| images | parameters | steps | images trained on | minutes | FID |\n|---|---:|---:|---:|---:|---:|")
+    for name in options.contenders:
+        path = options.output / f"{name}.safetensors"
+        with safe_open(path, framework="pt") as file:
+            facts = json.loads(file.metadata()["facts"])
+        fid = frechet_distance(reference, features(load_file(path)["pixels"][: options.num_samples]))
+        print(
+            f"| {name} | {facts['parameters'] / 1e6:.2f} M | {facts['steps']:,} | {facts['images']:,} | "
+            f"{facts['seconds'] / 60:.1f} | {fid:.3f} |"
+        )
+    for name, images in (("training images", data), ("unseen images", unseen)):
+        print(
+            f"| {options.num_samples:,} {name} | | | | | {frechet_distance(reference, features(some_of(images))):.3f} |"
+        )
+
+
+if __name__ == "__main__":
+    main()
