@@ -78,9 +78,10 @@ def train_one(options: argparse.Namespace) -> None:
     data = load_images(config)
     with ExitStack() as stack:
         if options.one == "ours":
-            with ExitStack() as warm_up:
-                steps = round(seconds / seconds_per_step(build(config, data, "no", torch.device("cpu"), warm_up)))
-            config = configuration(options, "--max_train_steps", str(steps))
+            with ExitStack() as timed:
+                steps = round(seconds / seconds_per_step(build(config, data, "no", torch.device("cpu"), timed)))
+            warm_up = min(config.warmup_steps, steps)
+            config = configuration(options, "--max_train_steps", str(steps), "--warmup_steps", str(warm_up))
             loop = build(config, data, "no", torch.device("cpu"), stack)
             begun = time.perf_counter()
             for _ in range(steps):

@@ -182,7 +182,7 @@ class PillowImages(torch.utils.data.Dataset):
         from PIL import Image
 
         mode = {1: "L", 3: "RGB", 4: "RGBA"}[data.image_shape[0]]
-        rows = data.pixels.permute(0, 2, 3, 1).contiguous().numpy()
+        rows = data.at(torch.arange(len(data)))[0].permute(0, 2, 3, 1).contiguous().numpy()
         self.images = [Image.fromarray(row.squeeze(-1) if mode == "L" else row, mode=None) for row in rows]
         self.labels = torch.zeros(len(data), dtype=torch.int64) if data.labels is None else data.labels
 

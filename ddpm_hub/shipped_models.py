@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-SHIPPED_MODELS = ("digits",)
+SHIPPED_MODELS = ("fashion_mnist", "digits")
 FOLDER = Path(__file__).parent / "models"
 
 
@@ -10,7 +10,7 @@ def shipped_model(name: str) -> Path:
     """The folder of a model that comes with the package: `DDPMHubPipeline.from_pretrained(shipped_model("digits"))`.
 
     Args:
-        name (`str`): `"digits"`, 8×8 in 10 classes.
+        name (`str`): `"fashion_mnist"`, garments of 28×28 in 10 classes, or `"digits"`, 8×8 in 10 classes.
 
     Raises:
         ValueError: for another name.

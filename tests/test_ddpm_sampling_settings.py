@@ -88,7 +88,9 @@ pipeline.img2img(pipeline.inpaint(pipeline(seed=1).images, torch.ones(8, 8)).ima
         file.write_text(json.dumps(json.loads(file.read_text()) | {"sampling": {"sampler": "euler"}}))
         with pytest.raises(ValueError, match="`sampler` is 'euler'"):
             DDPMHubPipeline.from_pretrained(tmp_path)
-        with pytest.raises(ValueError, match=r"model_index.json' does not fit the network: `sampler` is 'euler'; it must be one of"):
+        with pytest.raises(
+            ValueError, match=r"model_index.json' does not fit the network: `sampler` is 'euler'; it must be one of"
+        ):
             check_model(tmp_path)
 
     @pytest.mark.parametrize(

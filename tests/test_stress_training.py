@@ -104,7 +104,7 @@ def goes_through(
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_any_moment(trains, tmp_path, quiet, campaign, capsys, number):
     """Signals in a row, some in a run that goes on after others; whenever one run is done, another begins."""
-    times = campaign.times(1, {signal.SIGKILL: 25, signal.SIGTERM: 10}[number])
+    times = campaign.times(*{signal.SIGKILL: (3, 25), signal.SIGTERM: (1, 10)}[number])
     chance = random.Random(campaign.seed + number)
     runs, with_two = 0, times * 2 // 5
     for processes, left in ((1, times - with_two), (2, with_two)):

@@ -30,11 +30,6 @@ trainer.Trainer.step = act
 """
 
 
-def tell(step: int) -> str:
-    """The first process opens the fifo `started`, for whom [`Run.wait_for`] waits, and goes on."""
-    return AT_STEP.format(step=step, rank=0, act='open(os.environ["TRAIN_OUTPUT"] + "/started", "w").close()')
-
-
 def signalled(step: int, number: int = signal.SIGTERM, rank: int = 0) -> str:
     """A process is sent a signal."""
     return AT_STEP.format(step=step, rank=rank, act=f"os.kill(os.getpid(), {int(number)})")
