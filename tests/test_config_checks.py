@@ -36,6 +36,12 @@ def test_counts_that_may_be_zero(name):
         TrainConfig(**{name: -1})
 
 
+@pytest.mark.parametrize("share", [0.0, -0.5, 1.5, math.nan])
+def test_the_share_that_stays_uniform(share):
+    with pytest.raises(UserError, match=f"`importance_uniform_share` is {share}; it must be above 0 and at most 1"):
+        TrainConfig(timestep_sampling="importance", importance_uniform_share=share)
+
+
 @pytest.mark.parametrize("name", ["learning_rate", "max_grad_norm", "vlb_weight", "min_snr_gamma"])
 @pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf])
 def test_positive_numbers(name, value):
@@ -141,6 +147,7 @@ def test_contradictions_are_told_with_the_keys_and_the_remedy(values, message):
         ("validation_every", 50, {"validation_split": "test"}),
         ("vlb_weight", 0.01, LEARNED | {"objective": "hybrid"}),
         ("min_snr_gamma", 3.0, {"loss_weighting": "min_snr"}),
+        ("importance_uniform_share", 0.5, {"timestep_sampling": "importance"}),
         ("ema_snapshot_every", 50, {"ema_stds": (0.05, 0.1)}),
         ("beta_start", 2e-4, {}),
         ("beta_end", 0.03, {}),

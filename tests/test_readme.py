@@ -39,7 +39,7 @@ def test_the_snippets_run(default_run, tmp_path):
             files[-1].write_text(f"import os; os.chdir({str(tmp_path)!r})\n{snippet}", encoding="utf-8")
         result = run_python("-c", RUN_EACH, *map(str, files), **environment)
         assert result.returncode == 0, result.stderr
-    assert (tmp_path / "three.png").exists()
+    assert (tmp_path / "sandal.png").exists()
     assert (tmp_path / "seven.png").exists()
 
 

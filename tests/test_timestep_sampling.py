@@ -7,14 +7,14 @@ import math
 import pytest
 import torch
 from config_checks import LOSSES_PER_TIMESTEP
-from timestep_sampling import UNIFORM_SHARE, TimestepSampler
+from timestep_sampling import TimestepSampler
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from train_config import TrainConfig
 
 CPU = torch.device("cpu")
 
 
-def make(kind: str, num_train: int = 20, batch_size: int = 8, seed: int = 0) -> TimestepSampler:
+def make(kind: str, num_train: int = 20, batch_size: int = 8, seed: int = 0, **more) -> TimestepSampler:
     config = dataclasses.replace(
         TrainConfig(),
         timestep_sampling=kind,
@@ -23,6 +23,7 @@ def make(kind: str, num_train: int = 20, batch_size: int = 8, seed: int = 0) -> 
         num_inference_steps=1,
         max_train_steps=10_000,
         seed=seed,
+        **more,
     )
     return TimestepSampler(config, CPU)
 
@@ -98,14 +99,15 @@ class TestImportance:
         sampler.update(torch.tensor([3]), torch.ones(1))
         assert not torch.equal(sampler.draw(0)[1], torch.ones(8))
 
-    def test_timesteps_are_drawn_as_often_as_their_losses_are_large(self):
+    @pytest.mark.parametrize("share", [0.001, 0.5])
+    def test_timesteps_are_drawn_as_often_as_their_losses_are_large(self, share):
         """p_t ∝ √E[L_t²] but for the uniform share, by counting; and the weights are 1/(T p_t)."""
         losses = (
             torch.rand(5, LOSSES_PER_TIMESTEP, generator=torch.Generator().manual_seed(0)) * torch.arange(1, 6)[:, None]
         )
         size = losses.double().square().mean(1).sqrt()
-        wanted = (1 - UNIFORM_SHARE) * size / size.sum() + UNIFORM_SHARE / 5
-        sampler = filled(losses, batch_size=500)
+        wanted = (1 - share) * size / size.sum() + share / 5
+        sampler = filled(losses, batch_size=500, importance_uniform_share=share)
         drawn = [sampler.draw(step) for step in range(100)]
         timesteps, weights = (torch.cat(parts) for parts in zip(*drawn, strict=True))
         count = 100 * 500
@@ -170,14 +172,15 @@ class TestImportance:
         torch.testing.assert_close(weights, torch.ones(8))
         assert torch.equal(timesteps, make("uniform", num_train=4).draw(0)[0])
 
-    def test_what_has_no_loss_is_still_looked_at(self):
+    @pytest.mark.parametrize("share", [0.001, 0.5])
+    def test_what_has_no_loss_is_still_looked_at(self, share):
         losses = torch.zeros(4, LOSSES_PER_TIMESTEP)
         losses[0] = 1.0
-        timesteps, weights = filled(losses, batch_size=20_000).draw(0)
+        timesteps, weights = filled(losses, batch_size=20_000, importance_uniform_share=share).draw(0)
         count = (timesteps != 0).sum()
-        wanted = 20_000 * UNIFORM_SHARE * 3 / 4
+        wanted = 20_000 * share * 3 / 4
         assert abs(count - wanted) <= 5 * wanted**0.5
-        assert weights.max().item() == pytest.approx(1 / UNIFORM_SHARE)
+        assert weights.max().item() == pytest.approx(1 / share)
 
     def test_it_goes_on_from_its_state(self):
         def train(sampler, steps):

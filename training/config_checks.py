@@ -112,6 +112,8 @@ def _check_numbers(config: TrainConfig) -> None:
         _require(config, name, getattr(config, name) >= 0, "at least 0")
     for name in ("learning_rate", "max_grad_norm", "vlb_weight", "min_snr_gamma"):
         _require(config, name, 0 < getattr(config, name) < math.inf, "a positive number")
+    share = config.importance_uniform_share
+    _require(config, "importance_uniform_share", 0 < share <= 1, "above 0 and at most 1, which is uniform")
     _require(config, "weight_decay", 0 <= config.weight_decay < math.inf, "zero or a positive number")
     for name in ("dropout", "class_dropout"):
         _require(config, name, 0 <= getattr(config, name) < 1, "from 0 to below 1")
@@ -341,6 +343,11 @@ def _check_effect(config: TrainConfig) -> None:
         ("validation_every", config.validation_split is not None, "validation_split NAME"),
         ("vlb_weight", config.objective in ("hybrid", "simple_and_vlb"), "objective hybrid or simple_and_vlb"),
         ("min_snr_gamma", config.loss_weighting == "min_snr", "loss_weighting min_snr"),
+        (
+            "importance_uniform_share",
+            config.timestep_sampling == "importance",
+            "timestep_sampling importance",
+        ),
         ("ema_snapshot_every", bool(config.ema_stds), "ema_stds '[0.05,0.1]'"),
         ("beta_start", config.beta_schedule != "squaredcos_cap_v2", "beta_schedule linear"),
         ("beta_end", config.beta_schedule != "squaredcos_cap_v2", "beta_schedule linear"),

@@ -8,10 +8,6 @@ from config_checks import LOSSES_PER_TIMESTEP
 from random_batches import generator
 from train_config import TrainConfig
 
-# The share of draws that stays uniform by importance, so that a t whose losses were small is still looked at, and its
-# weight is at most 1/UNIFORM_SHARE. The bound's terms span four orders of magnitude, so 0.001 changes none that matters.
-UNIFORM_SHARE = 0.001
-
 
 class TimestepSampler:
     """Draws the timesteps of whole batches on their device; the host reads none of them.
@@ -20,10 +16,11 @@ class TimestepSampler:
     - `stratified`: of a batch of B, one t falls into each of B equal parts of the range, in an order that is random. Each t
       alone is uniform, and the mean over a batch varies less.
     - `importance`: p_t ∝ √E[L_t²], from the last ten losses of each t, and the losses are weighted by 1/(T p_t), which keeps
-      their mean (arXiv:2102.09672, equation 18). Uniform until every t has ten. A loss that is not finite is not counted.
+      their mean (arXiv:2102.09672, equation 18). Uniform until every t has ten. A loss that is not finite is not counted. The
+      share `importance_uniform_share` of the draws stays uniform, so that weights are at most 1 over it.
 
     Args:
-        config (`TrainConfig`): `timestep_sampling`, `num_train_timesteps`, `batch_size` and `seed`.
+        config (`TrainConfig`): `timestep_sampling`, `importance_uniform_share`, `num_train_timesteps`, `batch_size`, `seed`.
         device (`torch.device`): where the timesteps are used. CPU and GPU draw different numbers.
     """
 
@@ -83,7 +80,8 @@ class TimestepSampler:
         total = size.sum()
         is_known = (self._counts.narrow(0, 0, num_train).min() >= LOSSES_PER_TIMESTEP) & (total > 0)
         uniform = torch.full_like(size, 1 / num_train)
-        return torch.where(is_known, torch.lerp(size / total, uniform, UNIFORM_SHARE), uniform)
+        mixed = torch.lerp(size / total, uniform, self._config.importance_uniform_share)
+        return torch.where(is_known, mixed, uniform)
 
     def update(self, timesteps: torch.Tensor, losses: torch.Tensor) -> None:
         """Takes the losses of a whole batch into the history, the oldest of each t giving way.

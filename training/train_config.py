@@ -67,6 +67,8 @@ class TrainConfig:
         loss_weighting: of the mean squared error by t: `none`, `snr` (SNR, as error of x_0) or `min_snr` (at most γ).
         min_snr_gamma: γ of `min_snr`.
         timestep_sampling: how t is drawn: `uniform`, `stratified` over each batch, or by `importance`.
+        importance_uniform_share: of the draws by importance, how many stay uniform, so that a t whose losses were small is
+            still looked at. A loss is multiplied by at most 1 over it. The bound's terms span four orders of magnitude.
         class_dropout: how often a class is replaced by the null class, so that the model also learns to do without.
         max_train_steps: optimizer steps.
         batch_size: images per optimizer step, over all processes and accumulation steps.
@@ -147,6 +149,7 @@ class TrainConfig:
     loss_weighting: str = "none"
     min_snr_gamma: float = 5.0
     timestep_sampling: str = "uniform"
+    importance_uniform_share: float = 0.001
     class_dropout: float = 0.1
     max_train_steps: int = 800
     batch_size: int = 64
