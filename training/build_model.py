@@ -33,7 +33,7 @@ def build_unet(config: TrainConfig, data: ImageData | StreamedImages) -> UNet2DM
     """
     classes = len(data.class_names)
     _try_out(config, data.image_shape, classes)
-    return start_from_zero(_unet(config, data.image_shape, classes))
+    return start_from_zero(make_unet(config, data.image_shape, classes))
 
 
 def start_from_zero(unet: UNet2DModel) -> UNet2DModel:
@@ -75,7 +75,8 @@ def check_network(config: TrainConfig) -> None:
     _try_out(config, (CHANNELS.get(config.image_mode, 3), *size), classes=0)
 
 
-def _unet(config: TrainConfig, image_shape: tuple[int, int, int], classes: int) -> UNet2DModel:
+def make_unet(config: TrainConfig, image_shape: tuple[int, int, int], classes: int) -> UNet2DModel:
+    """As a configuration and images of this shape, (channels, height, width), ask for it, with diffusers' own first weights."""
     channels, height, width = image_shape
     has_attention = attention_levels(config, height, width)
     options = dict(config.unet_options)
@@ -106,7 +107,7 @@ def _try_out(config: TrainConfig, image_shape: tuple[int, int, int], classes: in
     attention_levels(config, height, width)
     try:
         with torch.device("meta"), torch.no_grad():
-            unet = _unet(config, image_shape, classes).eval()
+            unet = make_unet(config, image_shape, classes).eval()
             images, labels = torch.empty(1, *image_shape), torch.zeros(1, dtype=torch.long) if classes else None
             unet(images, torch.zeros(1, dtype=torch.long), class_labels=labels)
     except Exception as error:  # whatever the layers cannot do, they say in errors of their own

@@ -133,7 +133,7 @@ def _check_texts(config: TrainConfig) -> None:
         "tracker_project": "a name",
     }.items():
         _require(config, name, bool(getattr(config, name).strip()), meaning)
-    for name in ("dataset_config", "image_column", "label_column", "cache_dir", "validation_split"):
+    for name in ("dataset_config", "image_column", "label_column", "cache_dir", "validation_split", "init_from"):
         value = getattr(config, name)
         _require(config, name, value is None or bool(value.strip()), "a name, or left out")
     _require(config, "push_to_hub",

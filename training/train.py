@@ -61,6 +61,7 @@ def run(config: TrainConfig, output: Path, found: Found) -> int:
     from build_model import build_scheduler, build_unet, check_network
     from hub_push import prepare_push
     from image_data import load_images, load_validation
+    from initial_weights import copy_weights, load_initial_model
     from training_loop import timed_steps
 
     from ddpm_hub import DDPMHubPipeline
@@ -71,6 +72,7 @@ def run(config: TrainConfig, output: Path, found: Found) -> int:
     if accelerator.is_main_process and not config.dry_run:
         prepare_push(config)
     with accelerator.main_process_first():
+        initial = load_initial_model(config) if config.init_from and found.kind == "fresh" else None
         data = load_images(config)
         validation = load_validation(config, data)
     if found.checkpoint is not None:
@@ -78,7 +80,10 @@ def run(config: TrainConfig, output: Path, found: Found) -> int:
         check_precision(found.checkpoint.state, accelerator.mixed_precision, config)
     set_seed(config.seed)
     names = dict(enumerate(data.class_names))
-    pipeline = DDPMHubPipeline(build_unet(config, data), scheduler, names, config.sampling(bool(names)))
+    unet = build_unet(config, data)
+    if initial is not None:
+        copy_weights(config, initial, unet)
+    pipeline = DDPMHubPipeline(unet, scheduler, names, config.sampling(bool(names)))
     if config.dry_run:
         resolved = dataclasses.replace(config, mixed_precision=accelerator.mixed_precision)
         report = timed_steps(resolved, data, pipeline, accelerator)

@@ -52,6 +52,9 @@ class TrainConfig:
         norm_num_groups: groups of the U-Net's group normalisation.
         dropout: drop-out in the U-Net.
         unet_options: further arguments of diffusers' `UNet2DModel`, by name.
+        init_from: a model whose weights training begins with, a folder or `USER/NAME` of the Hub, instead of random ones: its
+            network must be the one that this configuration describes. Where the
+            number of classes differs, their embedding begins anew.
         gradient_checkpointing: compute activations again in the backward pass, which takes less memory and more time.
         compile: compile the network with `torch.compile`.
         num_train_timesteps: T.
@@ -133,6 +136,7 @@ class TrainConfig:
     norm_num_groups: int = 8
     dropout: float = 0.0
     unet_options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    init_from: str | None = None
     gradient_checkpointing: bool = False
     compile: bool = False
 
