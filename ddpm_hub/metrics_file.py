@@ -57,6 +57,7 @@ METRICS = {
         "num_images": int,
         "dataset": str,  # an id of the Hub or the name of a local folder
         "dataset_on_hub": bool,
+        "init_from_on_hub": bool,  # whether training began with the weights of a repository of the Hub
         "machine": _MACHINE,
     },
     "samples": {  # the grid of the last step

@@ -129,6 +129,7 @@ def _metadata(model: ModelFolder, name: str, folder: Path) -> ModelCardData:
         library_name="diffusers",
         pipeline_tag=TASK,
         license=model.config.get("license"),
+        base_model=model.config.get("init_from") if training.get("init_from_on_hub") else None,
         tags=["ddpm", "ddpm_hub", "diffusion", "image-generation", *["class-conditional"] * bool(model.class_names)],
         datasets=[dataset] if training.get("dataset_on_hub") and dataset else None,
         model_name=name.split("/")[-1] if results else None,

@@ -18,6 +18,7 @@ _SAMPLING = {"sampler": str, "num_inference_steps": int, "eta": float, "guidance
 _CONFIG = {
     "license": str,
     "dataset_name": str,
+    "init_from": str,
     "split": str,
     "batch_size": int,
     "seed": int,
@@ -67,19 +68,22 @@ def read_model_folder(folder: str | Path) -> ModelFolder:
         ValueError: naming a file that is damaged, and what is wrong in it.
     """
     folder = Path(folder)
-    index = _read(folder, "model_index.json")
+    index = without_nulls(_read(folder, "model_index.json"))
     if "DDPMHubPipeline" not in str(index.get("_class_name")):  # a list or, of old folders, a text
         raise _damaged(folder, "model_index.json", "`_class_name` names no DDPMHubPipeline")
     _check(index.get("id2label", {}), {}, folder, "model_index.json", "id2label")
     _check(index.get("sampling", {}), _SAMPLING, folder, "model_index.json", "sampling")
-    unet, scheduler = _read(folder, "unet/config.json"), _read(folder, "scheduler/scheduler_config.json")
+    unet, scheduler = (
+        without_nulls(_read(folder, file)) for file in ("unet/config.json", "scheduler/scheduler_config.json")
+    )
     _check(unet, _UNET, folder, "unet/config.json")
     num_parameters, dtype = _weights(folder)
-    metrics = _read(folder, "metrics.json") if (folder / "metrics.json").is_file() else {}
+    metrics = without_nulls(_read(folder, "metrics.json")) if (folder / "metrics.json").is_file() else {}
     if fault := metrics_fault(metrics):
         raise _damaged(folder, "metrics.json", fault)
     config = _read(folder, "config.yaml") if (folder / "config.yaml").is_file() else {}
-    _check(config, _CONFIG, folder, "config.yaml")
+    # The nulls stay: of some keys they are not the default.
+    _check(without_nulls(config), _CONFIG, folder, "config.yaml")
     grids = _pictures(folder, "samples/*.png")
     return ModelFolder(
         name=folder.resolve().name,
@@ -89,7 +93,7 @@ def read_model_folder(folder: str | Path) -> ModelFolder:
         scheduler=scheduler,
         num_parameters=num_parameters,
         dtype=dtype,
-        config=_without_paths(config, on_hub=metrics.get("training", {}).get("dataset_on_hub", False)),
+        config=_without_paths(config, metrics.get("training", {})),
         sampling=index.get("sampling", {}),
         metrics=metrics,
         sample_grid=grids[-1] if grids else None,
@@ -102,7 +106,7 @@ def _damaged(folder: Path, file: str, reason: str) -> ValueError:
 
 
 def _read(folder: Path, file: str) -> dict:
-    """A JSON or YAML file that holds a dictionary, without the keys that are null."""
+    """A JSON or YAML file that holds a dictionary."""
     path = folder / file
     if not path.is_file():
         raise FileNotFoundError(
@@ -117,7 +121,7 @@ def _read(folder: Path, file: str) -> dict:
         raise _damaged(folder, file, "it holds no `key: value` pairs")
     if wrong := [key for key in content if not isinstance(key, str)]:
         raise _damaged(folder, file, f"its key {wrong[0]!r} is no text")
-    return without_nulls(content)
+    return content
 
 
 def _check(value, form, folder: Path, file: str, where: str = "") -> None:
@@ -163,11 +167,12 @@ def _class_names(unet: dict, id2label: dict) -> list[str]:
     return [str(id2label.get(str(k), k)) for k in range(unet.get("num_class_embeds", 1) - 1)]
 
 
-def _without_paths(config: dict, on_hub: bool) -> dict:
+def _without_paths(config: dict, training: dict) -> dict:
     """A configuration that may be published: of each path its last part, and not where the run was written."""
-    shortened = {key: _shorten(value) for key, value in config.items() if key != "output_dir"}
-    if "dataset_name" in shortened and not on_hub:
-        shortened["dataset_name"] = last_part(shortened["dataset_name"])
+    shortened = {key: _shorten(value) for key, value in config.items() if key not in ("output_dir", "cache_dir")}
+    for key, on_hub in (("dataset_name", "dataset_on_hub"), ("init_from", "init_from_on_hub")):
+        if shortened.get(key) and not training.get(on_hub, False):
+            shortened[key] = last_part(shortened[key])
     return shortened
 
 

@@ -4,7 +4,11 @@
 is tried follows from `--stress-seed`: the same number tries the same.
 """
 
+import importlib.metadata
+import platform
 import random
+import subprocess
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -84,8 +88,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 class Reporter:
     """Collects the rows of all tests, and which tests failed."""
 
-    def __init__(self, path: Path):
-        self.path, self.rows, self.failed = path, [], []
+    def __init__(self, path: Path, seed: int):
+        self.path, self.seed, self.rows, self.failed = path, seed, [], []
+        self.begun = time.monotonic()
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when == "teardown":
@@ -94,7 +99,16 @@ class Reporter:
             self.failed.append(report.nodeid)
 
     def pytest_sessionfinish(self) -> None:
-        lines = ["| | what was tried | times | what held |", "|---|---|---:|---|"]
+        packages = (f"{name} {importlib.metadata.version(name)}" for name in ("torch", "diffusers", "huggingface_hub"))
+        asked = ["git", "describe", "--always", "--dirty", "--abbrev=7"]
+        commit = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
+        lines = [
+            f"Seed {self.seed}, commit {commit}, {time.strftime('%Y-%m-%d', time.gmtime())}, Python {platform.python_version()}, "
+            f"{', '.join(packages)}; {(time.monotonic() - self.begun) / 60:.1f} minutes.",
+            "",
+            "| | what was tried | times | what held |",
+            "|---|---|---:|---|",
+        ]
         lines += [f"| {row['area']} | {row['tried']} | {row['times']:,} | {row['held']} |" for row in self.rows]
         lines += ["", *(f"**Failed**: `{name}`" for name in self.failed)]
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -104,4 +118,4 @@ class Reporter:
 def pytest_configure(config: pytest.Config) -> None:
     path = getattr(config.option, "stress_report", None)
     if path is not None and not hasattr(config, "workerinput"):
-        config.pluginmanager.register(Reporter(path), "stress-report")
+        config.pluginmanager.register(Reporter(path, config.option.stress_seed), "stress-report")

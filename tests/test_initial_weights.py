@@ -1,6 +1,7 @@
 """`--init_from`: training begins with the weights of another model, or is refused before the data is read."""
 
 import shutil
+import signal
 from types import SimpleNamespace
 
 import pytest
@@ -8,12 +9,14 @@ import torch
 from build_model import build_scheduler, build_unet
 from conftest import run_python
 from hub_server import HubServer
-from initial_weights import copy_weights, load_initial_model
+from initial_weights import copy_weights, load_initial_model, other_schedule
+from output_folder import check_output
 from safetensors.torch import load_file
 from train_config import TrainConfig, UserError
 from train_runs import SMALL, assert_same, signalled
 
 from ddpm_hub import DDPMHubPipeline
+from ddpm_hub.hub import export_folder
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 
@@ -40,38 +43,81 @@ def source(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("classes", [10, 9, 0])
-def test_all_weights_are_taken_over_but_those_of_other_classes(source, classes):
-    torch.manual_seed(2)
+@pytest.mark.parametrize("classes", [10, 9, 12, 0])
+def test_all_weights_are_taken_over(source, classes):
+    """Other classes than the source's begin as its null class, the last."""
     fresh = build_unet(config(source), data(1, 16, 8, classes=classes))
-    own = fresh.class_embedding.weight.clone() if classes else None
     copy_weights(config(source), load_initial_model(config(source)), fresh)
     stored, taken = load_file(source / WEIGHTS), fresh.state_dict()
-    if classes != 10:
+    if classes == 0:
         stored.pop("class_embedding.weight")
-        if classes:
-            assert torch.equal(taken.pop("class_embedding.weight"), own)
+    elif classes != 10:
+        stored["class_embedding.weight"] = stored["class_embedding.weight"][-1:].repeat(classes + 1, 1)
     assert taken.keys() == stored.keys()
     assert [name for name in stored if not torch.equal(stored[name], taken[name])] == []
 
 
-def test_classes_may_be_new(source, tmp_path):
-    """A model without classes is fine-tuned to have some."""
-    plain = tmp_path / "plain"
-    without = TrainConfig(block_out_channels=(8, 16))
-    DDPMHubPipeline(build_unet(without, data(1, 8, 8, classes=0)), build_scheduler(without)).save_pretrained(plain)
-    unet = build_unet(config(plain), data(1, 8, 8))
-    own = unet.class_embedding.weight.clone()
-    copy_weights(config(plain), load_initial_model(config(plain)), unet)
-    assert torch.equal(unet.class_embedding.weight, own)
-    assert torch.equal(unet.conv_in.weight, load_file(plain / WEIGHTS)["conv_in.weight"])
+def test_a_model_without_classes_learns_some_from_where_it_is(tmp_path):
+    """At first the classes change nothing of what it predicts."""
+    own = TrainConfig(block_out_channels=(8, 16))
+    plain = build_unet(own, data(1, 8, 8, classes=0))
+    torch.nn.init.normal_(plain.conv_out.weight)
+    DDPMHubPipeline(plain, build_scheduler(own)).save_pretrained(tmp_path)
+    unet = build_unet(config(tmp_path), data(1, 8, 8))
+    copy_weights(config(tmp_path), load_initial_model(config(tmp_path)), unet)
+    x, t = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([1, 500])
+    with torch.no_grad():
+        assert torch.equal(unet(x, t, torch.tensor([3, 10])).sample, plain(x, t).sample)
+
+
+@pytest.mark.parametrize("kind", [{"torch_dtype": torch.float16}, {"sample_size": None}], ids=str)
+def test_any_precision_and_size(source, tmp_path, kind):
+    pipeline = DDPMHubPipeline.from_pretrained(source, torch_dtype=kind.get("torch_dtype"))
+    if "sample_size" in kind:
+        pipeline.unet.register_to_config(sample_size=None)
+    pipeline.save_pretrained(tmp_path)
+    unet = build_unet(config(tmp_path), data(1, 8, 8))
+    copy_weights(config(tmp_path), load_initial_model(config(tmp_path)), unet)
+    stored = load_file(tmp_path / WEIGHTS)
+    assert all(torch.equal(tensor, stored[name].float()) for name, tensor in unet.state_dict().items())
+
+
+def test_attention_stays_at_its_level_where_the_images_are_of_another_size(tmp_path):
+    own = TrainConfig(block_out_channels=(8, 16), attention_resolutions=(8,))
+    DDPMHubPipeline(build_unet(own, data(1, 16, 16)), build_scheduler(own)).save_pretrained(tmp_path)
+    fits = config(tmp_path, attention_resolutions=(4,))
+    copy_weights(fits, load_initial_model(fits), build_unet(fits, data(1, 8, 8)))
+    other = config(tmp_path, attention_resolutions=(8,))
+    source = load_initial_model(other)  # as long as no image was seen, either may be right
+    with pytest.raises(UserError, match=r"down_block_types is .*'AttnDownBlock2D'\] there and \['AttnDownBlock2D', 'D"):
+        copy_weights(other, source, build_unet(other, data(1, 8, 8)))
+
+
+def test_another_schedule_is_named(source):
+    model = load_initial_model(config(source))
+    assert other_schedule(config(source), model) is None
+    assert other_schedule(config(source, beta_end=0.03, num_train_timesteps=50), model) == (
+        "num_train_timesteps is 1000 there and 50 here; beta_end is 0.02 there and 0.03 here"
+    )
+
+
+@pytest.mark.parametrize("inside", ["", "checkpoints/step"])
+def test_the_source_may_not_lie_where_the_run_goes(tmp_path, inside):
+    """It would be moved aside, and the same command would not find it again."""
+    with pytest.raises(UserError, match=r"`output_dir` is .*, where `init_from` = .* lies; choose another folder"):
+        check_output(config(tmp_path / "run" / inside, output_dir=str(tmp_path / "run")))
+    check_output(config(tmp_path / "run", output_dir=str(tmp_path / "other")))
+    check_output(config(tmp_path / "run", output_dir=str(tmp_path / "run" / "refined")))
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
         ({"block_out_channels": (8, 24)}, r"another one: block_out_channels is \[8, 16\] there and \[8, 24\] here"),
-        ({"attention_resolutions": (4,)}, r"down_block_types is .* there and \['DownBlock2D', 'AttnDownBlock2D'\] here"),
+        ({"attention_resolutions": (4,), "resolution": 8},
+         r"down_block_types is .* there and \['DownBlock2D', 'AttnDownBlock2D'\] here"),
+        ({"image_mode": "RGB"}, "in_channels is 1 there and 3 here; out_channels is 1 there and 3 here"),
+        ({"block_out_channels": (8, 16, 16)}, r"block_out_channels is \[8, 16\] there and \[8, 16, 16\] here"),
         ({"norm_num_groups": 4}, "norm_num_groups is 8 there and 4 here"),
         ({"unet_options": {"freq_shift": 1}}, "freq_shift is 0 there and 1 here"),
         ({"variance_type": "learned_range", "objective": "hybrid"}, "out_channels is 1 there and 2 here"),
@@ -122,6 +168,38 @@ class TestRuns:
         assert done.returncode == 0, done.stderr
         assert_same(tmp_path / "stopped", tmp_path / "quiet")
 
+    def test_a_kill_before_the_first_checkpoint(self, trains, source, tmp_path):
+        arguments = [*SMALL, "--init_from", source]
+        assert trains.run(*arguments, "--output_dir", tmp_path / "quiet").returncode == 0
+        killed = trains.run(*arguments, "--output_dir", tmp_path / "run", patch=signalled(3, signal.SIGKILL))
+        assert killed.returncode == -signal.SIGKILL
+        assert trains.run(*arguments, "--output_dir", tmp_path / "run").returncode == 0
+        assert_same(tmp_path / "run", tmp_path / "quiet")
+
+    def test_two_processes_begin_with_the_same(self, trains, source, tmp_path):
+        arguments = [*SMALL, "--init_from", source, "--learning_rate", "1e-12", "--output_dir", tmp_path / "run"]
+        done = trains.run(*arguments, processes=2)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("Begins with the weights of") == 1
+        before, after = load_file(source / WEIGHTS), load_file(tmp_path / "run" / WEIGHTS)
+        assert max((before[name] - after[name]).abs().max() for name in before) < 2**-22
+
+    def test_a_dry_run_looks_at_it_and_writes_nothing(self, trains, source, tmp_path):
+        arguments = [*SMALL, "--output_dir", tmp_path / "run", "--dry_run", "true", "--init_from"]
+        assert trains.run(*arguments, source).returncode == 0
+        assert "`init_from` is 'no/model'" in trains.run(*arguments, "no/model").error("train.py")
+        assert not (tmp_path / "run").exists()
+
+    def test_what_is_published_tells_of_no_folder(self, trains, source, tmp_path):
+        secret = tmp_path / "client" / "secret"
+        shutil.copytree(source, secret)
+        done = trains.run(*SMALL, "--init_from", secret, "--output_dir", tmp_path / "run")
+        assert done.returncode == 0, done.stderr
+        export_folder(tmp_path / "run", tmp_path / "made")
+        assert "init_from: secret\n" in (tmp_path / "made" / "config.yaml").read_text()
+        assert "base_model" not in (tmp_path / "made" / "README.md").read_text()
+        assert not [f for f in (tmp_path / "made").rglob("*") if f.is_file() and b"client" in f.read_bytes()]
+
     def test_a_model_of_the_hub(self, trains, source, tmp_path):
         with HubServer() as hub:
             hub.add_user("ada")
@@ -134,3 +212,6 @@ class TestRuns:
         assert done.returncode == 0, done.stderr
         assert trains.run(*SMALL, "--init_from", source, "--output_dir", tmp_path / "local").returncode == 0
         assert_same(tmp_path / "run", tmp_path / "local")
+        card = (tmp_path / "run" / "README.md").read_text()
+        assert "base_model: ada/digits\n" in card
+        assert "init_from: ada/digits\n" in card

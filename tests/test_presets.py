@@ -14,6 +14,7 @@ SHAPES = {  # channels, height, width and number of classes of the images that e
     "digits": (1, 8, 8, 10),
     "smoke": (1, 8, 8, 10),
     "fashion_mnist": (1, 28, 28, 10),
+    "fashion_mnist_refined": (1, 28, 28, 10),
     "fashion_mnist_10min": (1, 28, 28, 10),
     "cifar10": (3, 32, 32, 0),
     "celebahq_256": (3, 256, 256, 0),

@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import make_pipeline
 from hub_client import Client
-from hub_server import HubServer
+from hub_server import HubServer, Rule
 
 REPO = "ada/digits"
 # A card is compiled from its template at each push, which would take most of the time.
@@ -38,6 +38,7 @@ INSIDE = r"Traceback|File \"|object at 0x|\bhttpx\w*\."  # what is no message fo
 PUSH_FAULTS = (500, 502, 503, 504, 429, 401, "drop", "drop-after", "truncate", "slow")
 LOAD_FAULTS = (500, 502, 503, 504, 429, "drop", "drop-after", "truncate", "slow", "wrong-etag")
 LATE = 60  # seconds, for a client that gives up after one: the answer comes when the plan ends
+LONG = 1.5  # seconds, for a push, which waits
 TIMEOUTS = {"HF_HUB_ETAG_TIMEOUT": "1", "HF_HUB_DOWNLOAD_TIMEOUT": "1"}
 
 
@@ -88,20 +89,24 @@ def put(hub, state):
 
 
 @contextmanager
-def faults(hub, chance, kinds: tuple, requests: int) -> Iterator[str]:
-    """One to four faults at random requests, told in words; in the end there is none, and no answer is still to come."""
+def faults(hub, chance, kinds: tuple, requests: int) -> Iterator[list[Rule]]:
+    """One to four faults at random requests; in the end there is none, and no answer is still to come."""
     rules = []
     for _ in range(chance.randint(1, 4)):
         how, times = chance.choice(kinds), chance.choice((1, 1, 2, 4, math.inf))
         # `huggingface_hub` waits for what it pushes as long as it takes, and for a file's head, the second time, a minute.
         slow_load = how == "slow" and "wrong-etag" in kinds
         method = "GET" if slow_load and times > 1 else ".*"
-        delay = LATE if slow_load else 0.02
+        delay = LATE if slow_load else LONG if times == 1 else 0.02
         rules.append(hub.fail(method, ".*", how, times, after=chance.randrange(requests), delay=delay))
-    yield ", ".join(f"{rule.how} at {rule.method} {rule.after} × {rule.times}" for rule in rules)
+    yield rules
     for rule in rules:
         rule.times = 0
         rule.released.set()
+
+
+def told(rules: list[Rule]) -> str:
+    return ", ".join(f"{rule.how} at {rule.method} {rule.after} × {rule.times}" for rule in rules)
 
 
 def files_of(hub, before) -> dict[str, dict]:
@@ -116,11 +121,15 @@ def test_a_push_is_whole_or_says_what_to_do(hub, client, folders, published, cam
     states, counts = published
     chance, plans = campaign.chance(), campaign.times(short=12, long=200)
     new, outcomes = {name: states["new"].files(name) for name in ("stock", "main")}, []
+    fired = empty = 0
     for _ in range(plans):
         before = states[chance.choice(("none", "old"))]
         put(hub, before)
-        with faults(hub, chance, PUSH_FAULTS, counts["old" if before is None else "new"]) as plan:
+        with faults(hub, chance, PUSH_FAULTS, counts["old" if before is None else "new"]) as rules:
+            plan = told(rules)
             answer = client.run(PUSH, folder=folders["new"], repo=REPO)
+            fired += sum(rule.count for rule in rules)
+            empty += not any(rule.count for rule in rules)
 
         old = {name: dict((before or states["old"]).commits[0].files) for name in new}
         if before is not None:
@@ -148,10 +157,11 @@ def test_a_push_is_whole_or_says_what_to_do(hub, client, folders, published, cam
             == len(states["none" if before is None else "old"].commits if before else [0]) + 2
         ), plan
     assert {True, False} == set(outcomes)
+    assert empty < plans / 4  # as where one fault ends it before the request of another
     campaign.held(
         "Hub",
         "plans of 1 to 4 faults at random requests of a push (5xx, 429, 401, dropped, answer lost, cut or slow), each "
-        "followed by a push without faults",
+        f"followed by a push without faults; {fired} faults in all, and in {empty} plans none",
         plans,
         f"`stock` and `main` are wholly old or wholly new, `main` is never new before `stock`; {sum(outcomes)} pushes "
         "succeeded, the others gave one error that says what to do; the next push succeeded; each revision got one commit",
@@ -161,6 +171,7 @@ def test_a_push_is_whole_or_says_what_to_do(hub, client, folders, published, cam
 def test_a_load_is_right_or_says_what_to_do(hub, client, folders, published, campaign, tmp_path):
     states, _ = published
     chance, plans, outcomes = campaign.chance(), campaign.times(short=12, long=200), []
+    fired = empty = 0
     drawn = {
         name: client.run("answer = pixels(DDPMHubPipeline.from_pretrained(folder))", folder=folders[name])
         for name in folders
@@ -177,8 +188,11 @@ def test_a_load_is_right_or_says_what_to_do(hub, client, folders, published, cam
             put(hub, states["old"])
             assert client.run(LOAD, repo=REPO, cache=cache) == drawn["old"]
             put(hub, states["new"])
-        with faults(hub, chance, LOAD_FAULTS, requests) as plan:
+        with faults(hub, chance, LOAD_FAULTS, requests) as rules:
+            plan = told(rules)
             answer = client.run(LOAD, repo=REPO, cache=cache)
+            fired += sum(rule.count for rule in rules)
+            empty += not any(rule.count for rule in rules)
         if isinstance(answer, str):
             assert answer.startswith(f"OSError: `pretrained_model_name_or_path` is {REPO!r}: "), (plan, answer)
             assert re.search(r"Try again later|Load it again", answer), (plan, answer)
@@ -188,10 +202,12 @@ def test_a_load_is_right_or_says_what_to_do(hub, client, folders, published, cam
         outcomes.append(isinstance(answer, str))
         assert client.run(LOAD, repo=REPO, cache=cache) == drawn["new"], plan
     assert {True, False} == set(outcomes)
+    assert empty < plans / 4  # as where one fault ends it before the request of another
     campaign.held(
         "Hub",
         "plans of 1 to 4 faults at random requests of a load (5xx, 429, dropped, lost, cut, slower than the client waits, "
-        "wrong ETag), half with an older model in the cache, each followed by a load without faults",
+        f"wrong ETag), half with an older model in the cache, each followed by a load without faults; {fired} faults in all, and in "
+        f"{empty} plans none",
         plans,
         f"the right pixels ({plans - sum(outcomes)} loads) or one error that says what to do, never another or half a model; "
         "the next load, from the same cache, gave the new model",

@@ -167,7 +167,7 @@ def wild_calls(chance: random.Random, times: int, named: dict, events: dict, pla
 
 
 def test_wild_calls_of_every_endpoint(campaign, server, pipeline, hidden):
-    chance, times = campaign.chance(), campaign.times(150, 3000)
+    chance, times = campaign.chance(), campaign.times(150, 5000)
     with httpx.Client(base_url=server.url, timeout=60) as http:
         file = uploaded(http, SECRET_IMAGE)
         named, events = endpoints(http, file), page_events(http, file)

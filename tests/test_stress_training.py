@@ -10,6 +10,7 @@ import random
 import shutil
 import signal
 import subprocess
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -66,16 +67,37 @@ def quiet(trains, tmp_path_factory) -> Quiet:
 # --- Any moment --------------------------------------------------------------------------------------------------------
 
 
-def hit(trains, quiet: Quiet, folder: Path, chance: random.Random, number: int, processes: int) -> tuple[bool, int]:
-    """One start of the run, of which one process is sent a signal at some moment; whether all ended well, and its end."""
-    victim = chance.randrange(processes)  # all but the first write nothing
-    kind = chance.choice(("disk", "tensors", "layers")) if victim == 0 else "layers"
-    moment = chance.randrange(1, quiet.moments(processes, victim)[kind])
-    patch = at_moment(kind, moment, number, victim)
-    run = trains.start(*RUN, "--output_dir", folder, processes=processes, patch=patch)
-    end_like_the_launcher(run, victim)
-    print(f"{number} at {kind} {moment} of process {victim}: {run.codes}")
-    return not any(run.codes.values()), run.end_of(victim)
+KINDS = (
+    "disk",
+    "tensors",
+    "layers",
+)  # a change or a sync on the disk, within a checkpoint's tensors, a layer of the network
+
+
+class Signals:
+    """Signals at moments that chance chooses, of each kind in turn, to the processes in turn."""
+
+    def __init__(self, trains: TrainServer, quiet: Quiet, chance: random.Random, number: int):
+        self.trains, self.quiet, self.chance, self.number = trains, quiet, chance, number
+        self.starts = 0
+        self.hits = Counter()  # by the kind, and whether another process than the first was hit
+
+    def hit(self, folder: Path, processes: int) -> bool:
+        """One start of the run, of which one process is sent a signal at some moment; whether all ended well."""
+        self.starts += 1
+        victim = self.starts % processes  # all but the first write nothing
+        kind = KINDS[self.starts // processes % 3] if victim == 0 else "layers"
+        moment = self.chance.randrange(1, self.quiet.moments(processes, victim)[kind])
+        patch = at_moment(kind, moment, self.number, victim)
+        run = self.trains.start(*RUN, "--output_dir", folder, processes=processes, patch=patch)
+        end_like_the_launcher(run, victim)
+        print(f"{self.number} at {kind} {moment} of process {victim}: {run.codes}")
+        code, said = run.end_of(victim), (run.output(victim) / "stderr").read_text()
+        assert code in (0, -self.number, STOPPED), said  # whatever it goes on from, it gets as far as the signal
+        assert "Traceback" not in said
+        if code:
+            self.hits[kind, victim > 0] += 1
+        return not any(run.codes.values())
 
 
 def assert_good(folder: Path, step: int) -> int:
@@ -87,32 +109,34 @@ def assert_good(folder: Path, step: int) -> int:
     return found.step if found else 0
 
 
-def goes_through(
-    trains, quiet: Quiet, folder: Path, chance: random.Random, number: int, processes: int, times: int
-) -> int:
-    """A run that is sent so many signals, if it does not end before; how many there were."""
-    hits, step, done = 0, 0, False
-    while hits < times and not done:
-        done, code = hit(trains, quiet, folder, chance, number, processes)
-        hits += code in (-number, STOPPED)
+def goes_through(signals: Signals, folder: Path, processes: int, times: int) -> None:
+    """A run that is sent signals until there were so many in all, if it does not end before."""
+    step, done = 0, False
+    while signals.hits.total() < times and not done:
+        done = signals.hit(folder, processes)
         step = assert_good(folder, step)
-    assert_goes_on(trains, folder, quiet.folder(processes), processes)
+    assert_goes_on(signals.trains, folder, signals.quiet.folder(processes), processes)
     assert list(folder.rglob(".*")) == []  # nothing half written, nothing half deleted
-    return hits
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_any_moment(trains, tmp_path, quiet, campaign, capsys, number):
     """Signals in a row, some in a run that goes on after others; whenever one run is done, another begins."""
     times = campaign.times(*{signal.SIGKILL: (3, 25), signal.SIGTERM: (1, 10)}[number])
-    chance = random.Random(campaign.seed + number)
-    runs, with_two = 0, times * 2 // 5
-    for processes, left in ((1, times - with_two), (2, with_two)):
-        while left:
+    signals = Signals(trains, quiet, random.Random(campaign.seed + number), number)
+    runs = 0
+    for processes, until in ((1, times - times * 2 // 5), (2, times)):
+        while signals.hits.total() < until:
             runs += 1
-            left -= goes_through(trains, quiet, tmp_path / str(runs), chance, number, processes, left)
+            goes_through(signals, tmp_path / str(runs), processes, until)
     assert "is passed over" not in capsys.readouterr().err
-    tried = f"{number.name} at a random write, sync or layer, of the only process or of either of two"
+    if campaign.is_long:
+        assert set(signals.hits) == {(kind, False) for kind in KINDS} | {("layers", True)}
+    tensors, second = signals.hits["tensors", False], signals.hits["layers", True]
+    tried = (
+        f"{number.name} at a random write, sync or layer, of the only process or of one of two: {tensors} within the tensors of "
+        f"a checkpoint, {second} of the second process"
+    )
     campaign.held(AREA, tried, times, "the same command goes on; bitwise the same end; no leftovers")
 
 

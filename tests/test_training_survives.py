@@ -151,7 +151,7 @@ objectives.Objective.__call__ = poisoned
 """
 
     def test_a_step_is_skipped_and_counted(self, trains, tmp_path):
-        """Ten steps of which two are skipped: the weights are those of the eight others."""
+        """Twelve steps of which two are skipped: the optimizer has taken ten, and what it holds is finite."""
         patch = self.POISON.format(steps="(4, 7)", factor="float('nan')")
         result = trains.run(*SMALL, "--output_dir", tmp_path / "run", patch=patch)
         assert result.returncode == 0, result.stderr

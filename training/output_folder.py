@@ -26,11 +26,13 @@ def check_output(config: TrainConfig) -> Path:
     """The output folder, without symbolic links; nothing is created or changed.
 
     Raises:
-        UserError: if it cannot be written, or holds files that no training run left there.
+        UserError: if it cannot be written, holds files that no training run left there, or is that of `init_from`.
     """
     given = f"`output_dir` is {config.output_dir!r}"
     try:
         folder = _resolve(config)
+        if config.init_from and folder in (path := Path(config.init_from).expanduser().resolve(), *path.parents):
+            raise UserError(f"{given}, where `init_from` = {config.init_from!r} lies; choose another folder.")
         existing = next(p for p in (folder, *folder.parents) if p.exists())
         for part in folder.relative_to(existing).parts:
             (existing / part).exists()  # raises OSError where a name is too long for the file system

@@ -7,6 +7,8 @@ Of an earlier run in `output_dir`, with the same configuration up to [`FREE_KEYS
 - it is finished, as metrics.json tells of `max_train_steps` steps: nothing is trained. What is still [`missing`] can be
   made up. With a `constant` rate and more `max_train_steps`, it goes on from its last checkpoint.
 
+Of `init_from` the name is compared, and not what lies there: once there is a checkpoint, it is not needed any more.
+
 With another configuration, an unfinished run with a checkpoint is refused, as hours may be in it; any other is kept beside
 the new one. So is the run of another version, whose configuration has other keys, and every one with `--resume false`.
 """

@@ -61,7 +61,7 @@ def run(config: TrainConfig, output: Path, found: Found) -> int:
     from build_model import build_scheduler, build_unet, check_network
     from hub_push import prepare_push
     from image_data import load_images, load_validation
-    from initial_weights import copy_weights, load_initial_model
+    from initial_weights import copy_weights, load_initial_model, other_schedule
     from training_loop import timed_steps
 
     from ddpm_hub import DDPMHubPipeline
@@ -83,6 +83,11 @@ def run(config: TrainConfig, output: Path, found: Found) -> int:
     unet = build_unet(config, data)
     if initial is not None:
         copy_weights(config, initial, unet)
+        if accelerator.is_main_process:
+            print(f"Begins with the weights of {config.init_from}.", flush=True)
+            if (differences := other_schedule(config, initial)) is not None:
+                print(f"They were trained on another schedule, and learn this one anew: {differences}.", flush=True)
+        del initial  # as large as the network
     pipeline = DDPMHubPipeline(unet, scheduler, names, config.sampling(bool(names)))
     if config.dry_run:
         resolved = dataclasses.replace(config, mixed_precision=accelerator.mixed_precision)

@@ -52,9 +52,8 @@ class TrainConfig:
         norm_num_groups: groups of the U-Net's group normalisation.
         dropout: drop-out in the U-Net.
         unet_options: further arguments of diffusers' `UNet2DModel`, by name.
-        init_from: a model whose weights training begins with, a folder or `USER/NAME` of the Hub, instead of random ones: its
-            network must be the one that this configuration describes. Where the
-            number of classes differs, their embedding begins anew.
+        init_from: a model whose weights training begins with instead of random ones, a folder or `USER/NAME` of the Hub. Its
+            network must be the one that this configuration describes; its classes may be others.
         gradient_checkpointing: compute activations again in the backward pass, which takes less memory and more time.
         compile: compile the network with `torch.compile`.
         num_train_timesteps: T.
@@ -89,7 +88,7 @@ class TrainConfig:
             average of any width from two of them.
         ema_snapshot_every: optimizer steps between snapshots of the power-function averages.
         mixed_precision: `no`, `fp16` or `bf16`, for the network only; `auto` is `bf16` where the device computes faster in it.
-        seed: of the weights, the order of the data, the noise and the samples.
+        seed: of the first weights, the order of the data, the noise and the samples.
         resume: continue from the newest checkpoint in `output_dir`; `false` begins anew, beside the earlier run.
         checkpoint_every: optimizer steps between checkpoints; 0 for none but the last.
         checkpoints_kept: older ones are deleted.

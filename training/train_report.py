@@ -8,6 +8,7 @@ from accelerate import Accelerator
 from class_fidelity import class_fidelity, fit_rows, largest_fit, obstacle
 from dataset_tables import local_folder
 from image_data import ImageData
+from initial_weights import comes_from_hub
 from machine import describe_machine
 from sample_grids import GRID_ROWS, draw, grid_columns, grid_file
 from streamed_images import StreamedImages
@@ -24,12 +25,14 @@ def training_report(
     """What metrics.json says of the training and of its last grid: facts of the run, and no path of this machine."""
     folder = local_folder(config)
     images = {} if data.num_images is None else {"num_images": data.num_images}
+    origin = {"init_from_on_hub": comes_from_hub(config)} if config.init_from else {}
     report = {
         "training": {
             **figures,
             **images,
             "dataset": config.dataset_name if folder is None else folder.resolve().name,
             "dataset_on_hub": folder is None,
+            **origin,
             "machine": describe_machine(accelerator.device, accelerator.num_processes),
         }
     }
