@@ -109,7 +109,10 @@ def opened(request: gr.Request) -> tuple:
     language = "zh" if preferred.lower().startswith("zh") else "en"
     titles = [served_models.title(name) for name in served_models.names()]
     model = query["model"] if query.get("model") in titles else gr.skip()
-    return language, model, query, urlencode(query) if "seed" in query else ""
+    # What a link says of a model that is not here is refused when it is drawn, and not meant for those that are.
+    here = query.get("model", titles[0]) in titles
+    asked = {name: value for name, value in query.items() if here or name == "seed"}
+    return language, model, asked, urlencode(query) if "seed" in query else ""
 
 
 async def refusal(request: Request, error: HTTPException) -> JSONResponse:

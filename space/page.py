@@ -42,7 +42,7 @@ class Page:
     language (`gr.Radio`): `en` or `zh`.
     model (`gr.Dropdown`): the name of the model that is asked, out of `served_models.names()`.
     loaded (`gr.events.Dependency`): the event by which the page learns of its address, for what follows it.
-    opened (`gr.State`): the parameters of the address, `None` until they are known.
+    opened (`gr.State`): the parameters of the address, `None` until they are known; only the seed, if their model is not here.
     link (`gr.Textbox`): the same as a query, if they ask for images to be drawn.
     """
 

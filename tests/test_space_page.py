@@ -183,6 +183,31 @@ def test_a_link_that_asks_for_nonsense_is_refused_in_a_sentence(server, browser,
         says(page, "Done: 10 steps")
 
 
+@pytest.mark.parametrize("query", ["?seed=no", "?model=/etc&seed=1", "?model=classless&seed=1&sampler=no"])
+def test_what_the_page_learns_late_does_not_write_over_a_refusal(page, server, query):
+    config = page.evaluate("window.gradio_config")
+    status = next(one["id"] for one in config["components"] if one["props"].get("elem_id") == "samples-status")
+    events = {one["id"]: len(one["outputs"]) for one in config["dependencies"] if status in one["outputs"]}
+    filling = {event for event, outputs in events.items() if outputs == max(events.values())}  # all that a model decides
+    held = []
+
+    def hold(route) -> None:
+        if route.request.post_data_json["fn_index"] in filling:
+            held.append(route)
+        else:
+            route.continue_()
+
+    page.route("**/run/predict*", hold)
+    page.goto(server.url + query)
+    says(page, re.compile("; it must be .*[.]"))
+    assert held
+    filling.clear()
+    for route in held:
+        route.continue_()
+    settled(page)
+    says(page, re.compile("; it must be .*[.]"))
+
+
 def test_the_animation_is_the_way_of_the_same_images(page):
     expect(button(page, "Show the way there as an animation")).to_be_disabled()
     ask(page)
