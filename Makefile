@@ -3,9 +3,12 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+RESOLUTION ?= highest
+# In two processes, each of which takes whole files, because the tests of a file share fixtures.
+IN_TWO := -n 2 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help train reference test stress space lint audit format browser clean
+.PHONY: help train reference test stress versions space lint audit format browser clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -24,13 +27,20 @@ reference: ## train the Fashion-MNIST model that ships, 2 to 3 hours of two CPU 
 	$(MAKE) train ARGS="--config training/configs/fashion_mnist.yaml"
 	$(MAKE) train ARGS="--config training/configs/fashion_mnist_refined.yaml"
 
-# In two processes, each of which takes whole files, because the tests of a file share fixtures.
 test: $(VENV)/.installed browser ## run every test
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest $(IN_TWO) $(ARGS)
 
 # Files that measure memory or use all cores come one after the other.
 stress: $(VENV)/.installed browser ## break things on purpose, about 20 minutes, and report into outputs/reliability.md
 	$(BIN)/python -m pytest tests/test_stress_*.py --stress --timeout 1800 --stress-report outputs/reliability.md $(ARGS)
+
+# In an environment of their own, without the pins: with RESOLUTION=lowest-direct, the oldest that pyproject.toml allows.
+versions: browser ## run every test with the newest versions, or others: PYTHON=python3.13 RESOLUTION=lowest-direct
+	$(PYTHON) -m venv --clear $(VENV)/versions
+	$(VENV)/versions/bin/python -m pip install --quiet uv==0.13.9
+	$(VENV)/versions/bin/uv pip install --quiet --python $(VENV)/versions --resolution $(RESOLUTION) --editable ".[test]"
+	$(VENV)/versions/bin/python -m pytest $(IN_TWO) \
+		--deselect tests/test_supply_chain.py::test_what_is_installed_is_what_is_pinned $(ARGS)
 
 space: $(VENV)/.installed ## serve the web demo of the models that come with the package
 	$(BIN)/python space/app.py

@@ -188,7 +188,9 @@ def test_what_the_page_learns_late_does_not_write_over_a_refusal(page, server, q
     config = page.evaluate("window.gradio_config")
     status = next(one["id"] for one in config["components"] if one["props"].get("elem_id") == "samples-status")
     events = {one["id"]: len(one["outputs"]) for one in config["dependencies"] if status in one["outputs"]}
-    filling = {event for event, outputs in events.items() if outputs == max(events.values())}  # all that a model decides
+    filling = {
+        event for event, outputs in events.items() if outputs == max(events.values())
+    }  # all that a model decides
     held = []
 
     def hold(route) -> None:

@@ -133,11 +133,13 @@ def test_any_moment(trains, tmp_path, quiet, campaign, capsys, number):
     if campaign.is_long:
         assert set(signals.hits) == {(kind, False) for kind in KINDS} | {("layers", True)}
     tensors, second = signals.hits["tensors", False], signals.hits["layers", True]
-    tried = (
+    campaign.held(
+        AREA,
         f"{number.name} at a random write, sync or layer, of the only process or of one of two: {tensors} within the tensors of "
-        f"a checkpoint, {second} of the second process"
+        f"a checkpoint, {second} of the second process",
+        times,
+        "the same command goes on; bitwise the same end; no leftovers",
     )
-    campaign.held(AREA, tried, times, "the same command goes on; bitwise the same end; no leftovers")
 
 
 def test_a_clock_that_goes_back(trains, tmp_path, quiet, campaign):

@@ -77,6 +77,20 @@ def test_every_dependency_is_listed_with_its_licence_and_range():
     assert optional <= rows.keys()
 
 
+def test_the_versions_that_are_said_to_be_supported_are_those_of_the_project_and_the_pins():
+    text = (REPOSITORY / "docs" / "RELIABILITY.md").read_text(encoding="utf-8")
+    rows = {
+        name: said for name, *said in re.findall(r"^\| `([\w.-]+)` \| ([\d.]+) \| ([\d.]+) \|$", text, re.MULTILINE)
+    }
+    lines = [
+        line for group in ({"": PROJECT["dependencies"]} | PROJECT["optional-dependencies"]).values() for line in group
+    ]
+    oldest = dict(re.fullmatch(r"([\w.-]+)(?:\[.*\])?>=([\d.]+)", line).groups() for line in lines if ">=" in line)
+    expected = {name: [oldest[name], pins()[name]] for name in rows}
+    assert rows == expected
+    assert rows.keys() == {"diffusers", "accelerate", "datasets", "gradio", "huggingface_hub", "transformers", "torch"}
+
+
 def test_no_licence_of_the_product_forbids_its_own():
     """All permit use in a work under Apache-2.0; MPL-2.0 asks for the source of its own files alone."""
     known = r"Apache-2\.0|BSD|MIT|0BSD|ISC|PSF|Python-2\.0|MPL-2\.0|Zlib|CC0|BSL-1\.0|CNRI-Python|LLVM-exception"
