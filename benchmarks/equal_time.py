@@ -2,6 +2,7 @@
 
     python benchmarks/equal_time.py --dataset zalando-datasets/fashion_mnist [--preset fashion_mnist] [--minutes 30]
         [--num_samples 1000] [--contenders ours documentation lucidrains] [--output outputs/equal_time]
+        [--store MODEL]
 
 One after another, each in a process of its own with all threads. "ours" is the preset, with as many steps as should fit into the
 time, so that its rate has fallen to zero at the end; the others then have the time that it really took. "documentation" is the
@@ -11,7 +12,8 @@ training alone: reading the data, and drawing, do not count. Images are drawn fr
 and the others with DDIM in 50 steps.
 
 FID is of the features of the package's classifier, against all training images; beside it stands that of as many real images,
-training ones and unseen ones. A contender whose images are in `--output` is not trained again. Writes a grid of each as PNG.
+training ones and unseen ones. A contender whose images are in `--output` is not trained again. Writes a grid of each as PNG; --store
+writes the table into a model's folder, where its card shows it.
 """
 
 import argparse
@@ -45,7 +47,12 @@ def main() -> None:
     for name in options.contenders:
         if not (options.output / f"{name}.safetensors").is_file():
             subprocess.run([sys.executable, __file__, *sys.argv[1:], "--one", name], check=True)
-    print_table(options)
+    from ddpm_hub.evaluation_tables import evaluation_sections
+
+    found = compared(options)
+    print(evaluation_sections({"equal_time": found})[0].table)
+    if options.store:
+        store(options.store, found)
 
 
 def parse() -> argparse.Namespace:
@@ -57,6 +64,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--num_samples", type=int, default=1000)
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
     parser.add_argument("--output", type=Path, default=Path("outputs/equal_time"))
+    parser.add_argument("--store", type=Path)
     parser.add_argument("--one", choices=CONTENDERS, help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -139,38 +147,53 @@ def seconds_per_step(loop) -> float:
     return sorted(times[TIMED_STEPS // 4 :])[3 * TIMED_STEPS // 8]
 
 
-def print_table(options: argparse.Namespace) -> None:
-    """FID of every contender and of real images."""
+def compared(options: argparse.Namespace) -> dict:
+    """FID of every contender and of real images, as metrics.json has it."""
     from evaluation.distances import frechet_distance
+    from evaluation.extractors import DomainExtractor
     from image_data import load_images
+    from machine import describe_machine
 
-    from ddpm_hub.domain_classifier import ShippedClassifier, classifier_for
-
-    data = load_images(configuration(options))
-    unseen = load_images(configuration(options, "--split", "test"))
-    classifier = ShippedClassifier(classifier_for(data.image_shape))
+    config = configuration(options)
+    data, unseen = load_images(config), load_images(configuration(options, "--split", "test"))
+    extractor = DomainExtractor(data.image_shape, torch.device("cpu"))
 
     def features(pixels: torch.Tensor) -> torch.Tensor:
-        return torch.cat([classifier(some)[0] for some in pixels.split(CHUNK)])
+        return torch.cat([extractor(some)[0] for some in pixels.split(CHUNK)])
 
     def some_of(images) -> torch.Tensor:
         rows = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[: options.num_samples]
         return images.at(rows)[0]
 
     reference = features(data.at(torch.arange(len(data)))[0])
-    print("| images | parameters | steps | images trained on | minutes | FID |\n|---|---:|---:|---:|---:|---:|")
+    rows = []
     for name in options.contenders:
         facts = facts_of(options, name)
-        pixels = load_file(options.output / f"{name}.safetensors")["pixels"]
-        fid = frechet_distance(reference, features(pixels[: options.num_samples]))
-        print(
-            f"| {name} | {facts['parameters'] / 1e6:.2f} M | {facts['steps']:,} | {facts['images']:,} | "
-            f"{facts['seconds'] / 60:.1f} | {fid:.3f} |"
-        )
+        pixels = load_file(options.output / f"{name}.safetensors")["pixels"][: options.num_samples]
+        done = {"parameters": facts["parameters"], "trained_on": facts["images"], "seconds": round(facts["seconds"])}
+        rows.append({"images": name, **done, "fid": frechet_distance(reference, features(pixels))})
     for name, images in (("training images", data), ("unseen images", unseen)):
-        print(
-            f"| {options.num_samples:,} {name} | | | | | {frechet_distance(reference, features(some_of(images))):.3f} |"
-        )
+        rows.append({"images": name, "fid": frechet_distance(reference, features(some_of(images)))})
+    return {
+        "num_samples": options.num_samples,
+        "against": config.split,
+        "num_reference": len(data),
+        "extractor": extractor.facts.name,
+        "extractor_sha256": extractor.facts.sha256,
+        "resize": extractor.facts.resize,
+        "machine": describe_machine(torch.device("cpu")),
+        "rows": rows,
+    }
+
+
+def store(folder: Path, found: dict) -> None:
+    """Puts the table into a model's folder and its card."""
+    from ddpm_hub.model_card import write_card
+
+    file = folder / "metrics.json"
+    metrics = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    file.write_text(json.dumps(metrics | {"equal_time": found}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_card(folder)
 
 
 if __name__ == "__main__":

@@ -137,7 +137,7 @@ _DISTANCES = {
 
 def evaluation_sections(metrics: dict) -> list[Section]:
     """All that `training/evaluate.py` found, a section for each part that is there."""
-    makers = (_bound, _quality, _memorisation, _classes, _steps, _guidance, _calibration, _colour)
+    makers = (_bound, _quality, _memorisation, _classes, _steps, _guidance, _equal_time, _calibration, _colour)
     return [section for make in makers if (section := make(metrics)) is not None]
 
 
@@ -243,6 +243,23 @@ def _guidance(metrics: dict) -> Section | None:
         **_DISTANCES,
     }
     return _section("Quality by guidance", _judged(found), columns, found.get("rows", []))
+
+
+def _equal_time(metrics: dict) -> Section | None:
+    found = metrics.get("equal_time", {})
+    columns = {
+        "Images": lambda row: plain(row.get("images", "")),
+        "Parameters": lambda row: _figure(row, "parameters"),
+        "Trained on": lambda row: _of(row, "trained_on", "{} images"),
+        "Seconds": lambda row: _figure(row, "seconds"),
+        "FID": lambda row: _figure(row, "fid"),
+    }
+    text = (
+        f"Training loops from nothing, for the same wall-clock time on the same data and machine"
+        f"{': ' + machine(found['machine']) if found.get('machine') else ''}; between them and this model lies the rest of its "
+        f"training. {_judged(found)}"
+    )
+    return _section("Other loops, after the same time", text, columns, found.get("rows", []))
 
 
 def _calibration(metrics: dict) -> Section | None:

@@ -165,6 +165,22 @@ METRICS = {
     },
     "quality_by_steps": _TABLE,
     "quality_by_guidance": _TABLE,
+    "equal_time": {  # training loops after the same time, on the same data and machine (benchmarks/equal_time.py)
+        "num_samples": int,  # of each
+        "against": str,
+        "num_reference": int,
+        **_JUDGED,
+        "machine": _MACHINE,
+        "rows": [
+            {
+                "images": str,  # of which loop, or which real ones
+                "parameters": int,
+                "trained_on": int,  # images
+                "seconds": float,  # of training alone
+                "fid": float,
+            }
+        ],
+    },
     "sampling_quality": {  # how far samples are from the data in pixels (benchmarks/sampling_quality.py)
         "description": str,  # one sentence: what was measured
         "num_samples": int,

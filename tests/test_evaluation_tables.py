@@ -11,7 +11,7 @@ from test_model_card import leaves
 from ddpm_hub.evaluation_tables import evaluation_markdown, with_error
 from ddpm_hub.metrics_file import METRICS, metrics_fault
 
-PARTS = ("evaluation", "bound", "calibration", "quality", "memorisation", "classes", "colour", "quality_by_steps", "quality_by_guidance")  # fmt: skip
+PARTS = ("evaluation", "bound", "calibration", "quality", "memorisation", "classes", "colour", "quality_by_steps", "quality_by_guidance", "equal_time")  # fmt: skip
 
 
 def filled(form, numbers, where=""):

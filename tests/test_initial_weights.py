@@ -197,6 +197,7 @@ class TestRuns:
         assert done.returncode == 0, done.stderr
         export_folder(tmp_path / "run", tmp_path / "made")
         assert "init_from: secret\n" in (tmp_path / "made" / "config.yaml").read_text()
+        assert " steps from the weights of secret on " in (tmp_path / "made" / "README.md").read_text()
         assert "base_model" not in (tmp_path / "made" / "README.md").read_text()
         assert not [f for f in (tmp_path / "made").rglob("*") if f.is_file() and b"client" in f.read_bytes()]
 
