@@ -38,7 +38,8 @@ stress: $(VENV)/.installed browser ## break things on purpose, about 20 minutes,
 versions: browser ## run every test with the newest versions, or others: PYTHON=python3.13 RESOLUTION=lowest-direct
 	$(PYTHON) -m venv --clear $(VENV)/versions
 	$(VENV)/versions/bin/python -m pip install --quiet uv==0.13.9
-	$(VENV)/versions/bin/uv pip install --quiet --python $(VENV)/versions --resolution $(RESOLUTION) --editable ".[test]"
+	$(VENV)/versions/bin/uv pip install --quiet --python $(VENV)/versions --prerelease disallow \
+		--resolution $(RESOLUTION) --editable ".[test]"
 	$(VENV)/versions/bin/python -m pytest $(IN_TWO) \
 		--deselect tests/test_supply_chain.py::test_what_is_installed_is_what_is_pinned $(ARGS)
 
