@@ -120,6 +120,7 @@ COMPILED = """
 import sys, threading, warnings
 warnings.simplefilter("error")
 warnings.simplefilter("ignore", DeprecationWarning)  # the compiler's own
+warnings.filterwarnings("ignore", "Guards may run slower on Python 3.13.0")
 import torch
 sys.path.insert(0, "tests")
 from conftest import make_pipeline

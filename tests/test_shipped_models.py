@@ -27,7 +27,7 @@ def folder(request) -> Path:
 
 
 def test_it_is_a_finished_repository_of_this_version(folder):
-    """`ddpm-hub export FOLDER` brings its code and its card up to date."""
+    """`ddpm-hub export FOLDER` brings its code up to date, `ddpm-hub card FOLDER` its card."""
     check_folder(folder)
     for place, names in CODE_FILES.items():
         for name in names:

@@ -301,7 +301,8 @@ _LOG_ROOT_2_PI = 0.9189385332046727
 
 def log_normal_cdf(x: torch.Tensor) -> torch.Tensor:
     """log Φ(x). Unlike `torch.special.log_ndtr` its derivative, too, is right in the tail."""
-    tail, rest = x.clamp(max=0.0), x.clamp(min=0.0)
+    # Not clamp, whose derivative at 0 itself is 1 or 0, by the version of torch.
+    tail, rest = torch.where(x < 0, x, 0.0), torch.where(x < 0, 0.0, x)
     log_tail = torch.log(0.5 * torch.special.erfcx(-tail * _ROOT_HALF)) - 0.5 * tail.square()
     return torch.where(x < 0, log_tail, torch.log1p(-0.5 * torch.erfc(rest * _ROOT_HALF)))
 
@@ -331,7 +332,7 @@ def log_normal_interval(center: torch.Tensor, half_width: torch.Tensor) -> torch
     w = torch.where(is_narrow, 1.0, w)
     inside = torch.log(0.5 * (torch.erf((w + m) * _ROOT_HALF) + torch.erf((w - m).clamp(min=0.0) * _ROOT_HALF)))
 
-    near = (m - w).clamp(min=0.0)
+    near = torch.where(m < w, 0.0, m - w)
     scaled_near, scaled_far = (torch.special.erfcx(x * _ROOT_HALF) for x in (near, near + 2 * w))
     log_ratio = torch.log(scaled_far / scaled_near) - 2 * w * (near + w)
     outside = torch.log(0.5 * scaled_near) - 0.5 * near.square() + torch.log(-torch.expm1(log_ratio))
