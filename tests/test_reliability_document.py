@@ -24,7 +24,7 @@ def said_by_campaigns() -> list[re.Pattern]:
                 tried = node.args[1]
                 parts = tried.values if isinstance(tried, ast.JoinedStr) else [tried]
                 found.append(
-                    re.compile("".join(re.escape(p.value) if isinstance(p, ast.Constant) else ".+" for p in parts))
+                    re.compile("".join(re.escape(p.value) if isinstance(p, ast.Constant) else ".*" for p in parts))
                 )
     return found
 
