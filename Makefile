@@ -31,7 +31,7 @@ test: $(VENV)/.installed browser ## run every test
 	$(BIN)/python -m pytest $(IN_TWO) $(ARGS)
 
 # Files that measure memory or use all cores come one after the other.
-stress: $(VENV)/.installed browser ## break things on purpose, about 20 minutes, and report into outputs/reliability.md
+stress: $(VENV)/.installed browser ## break things on purpose, at length, and report into outputs/reliability.md
 	$(BIN)/python -m pytest tests/test_stress_*.py --stress --timeout 1800 --stress-report outputs/reliability.md $(ARGS)
 
 # In an environment of their own, without the pins: with RESOLUTION=lowest-direct, the oldest that pyproject.toml allows.
