@@ -18,6 +18,8 @@ from trainer import Trainer
 
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 LOSSES = ("loss", *(f"loss_q{quartile + 1}" for quartile in range(QUARTILES)))  # q1: the least noise
+# Numbers before the bar, which gets what is left: all of them are to be seen in a terminal of 80 columns.
+BAR = "{percentage:.0f}% {n_fmt}/{total_fmt} [{elapsed}<{remaining} {rate_fmt}{postfix}] {bar}"
 
 
 class Watch:
@@ -49,9 +51,9 @@ class Watch:
         self._bar = tqdm(
             total=config.max_train_steps * config.batch_size,
             initial=self.trainer.step_count * config.batch_size,
-            desc="training",
             unit=" images",
             unit_scale=True,
+            bar_format=BAR,
             disable=not accelerator.is_main_process,
         )
         if accelerator.is_main_process:
@@ -77,7 +79,7 @@ class Watch:
         self._interval_start, self._interval_first, self._interval_paused = now, step, 0.0
         speed = {"images_per_second": images / seconds, "share_of_peak": images / seconds * self._flops / self._peak}
         self._bar.set_postfix(
-            loss=f"{values['loss']:.4f}", grad=f"{values['grad_norm']:.2f}", peak=f"{speed['share_of_peak']:.0%}",
+            loss=f"{values['loss']:.3f}", grad=f"{values['grad_norm']:.2f}", peak=f"{speed['share_of_peak']:.0%}",
             **({"skipped": values["skipped_steps"]} if values["skipped_steps"] else {}),
         )  # fmt: skip
         self._publish(self.losses, "train", speed)
