@@ -318,8 +318,8 @@ def store(folder: Path, pipeline, results: Results) -> None:
 
     best = results.best(folder.name, pipeline.scheduler.config.variance_type)
     sampling = {"sampler": best["sampler"], "num_inference_steps": best["num_inference_steps"]}
-    if guidance := (pipeline.config.sampling or {}).get("guidance_scale"):
-        sampling["guidance_scale"] = guidance
+    own = pipeline.config.sampling or {}
+    sampling |= {name: own[name] for name in ("guidance_scale", "guidance_interval") if name in own}
     write_model_index(folder, pipeline.config.id2label, sampling)
     file = folder / "metrics.json"
     metrics = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}

@@ -97,6 +97,8 @@ def drawn_with(drawn: dict) -> str:
     parts += [code(sampler)] if sampler != "ddpm" else []
     parts += [f"η = {number(drawn['eta'])}"] if drawn.get("eta", 1) != 1 and sampler == "ddpm" else []
     parts += [f"guidance {number(drawn['guidance_scale'])}"] if drawn.get("guidance_scale", 1) != 1 else []
+    if len(interval := drawn.get("guidance_interval", ())) == 2:
+        parts.append("guided for t from {} to {}".format(*map(number, interval)))
     return ", ".join(parts) or "all steps"
 
 

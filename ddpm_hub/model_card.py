@@ -108,6 +108,7 @@ def _metadata(model: ModelFolder, name: str, folder: Path) -> ModelCardData:
         "num_inference_steps",
         "eta",
         "guidance_scale",
+        "guidance_interval",
         "extractor",
         "reference",
     )

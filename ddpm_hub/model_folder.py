@@ -14,7 +14,8 @@ import yaml
 
 from .metrics_file import form_fault, metrics_fault, without_nulls
 
-_SAMPLING = {"sampler": str, "num_inference_steps": int, "eta": float, "guidance_scale": float}
+_SAMPLING = {"sampler": str, "num_inference_steps": int, "eta": float, "guidance_scale": float,
+             "guidance_interval": [int]}  # fmt: skip
 _CONFIG = {
     "license": str,
     "dataset_name": str,

@@ -222,7 +222,7 @@ def test_parameters_that_are_spread_over_processes(tmp_path):
     ]  # fmt: skip
     for process in processes:
         out, err = process.communicate(timeout=120)
-        assert out == "agrees\n", err
+        assert out.splitlines()[-1:] == ["agrees"], err  # Gloo of torch 2.8 has a line of its own
 
 
 @pytest.mark.parametrize("step", [1, 2, 3, 10, 1000, 10**7])

@@ -4,6 +4,7 @@ import dataclasses
 import inspect
 import itertools
 import math
+import re
 import sys
 
 import pytest
@@ -40,6 +41,17 @@ def test_counts_that_may_be_zero(name):
 def test_the_share_that_stays_uniform(share):
     with pytest.raises(UserError, match=f"`importance_uniform_share` is {share}; it must be above 0 and at most 1"):
         TrainConfig(timestep_sampling="importance", importance_uniform_share=share)
+
+
+@pytest.mark.parametrize("interval", [(-1, 5), (6, 5), (0, 1000)])
+def test_the_guided_timesteps(interval):
+    message = (
+        f"`guidance_interval` is {re.escape(str(list(interval)))}; it must be the smallest and the largest .* 0 to 999"
+    )
+    with pytest.raises(UserError, match=message):
+        TrainConfig(guidance_scale=2.0, guidance_interval=interval)
+    sampling = TrainConfig(guidance_scale=2.0, guidance_interval=(200, 700)).sampling(has_classes=True)
+    assert (sampling["guidance_scale"], sampling["guidance_interval"]) == (2.0, [200, 700])
 
 
 @pytest.mark.parametrize("name", ["learning_rate", "max_grad_norm", "vlb_weight", "min_snr_gamma"])
@@ -149,6 +161,7 @@ def test_contradictions_are_told_with_the_keys_and_the_remedy(values, message):
         ("min_snr_gamma", 3.0, {"loss_weighting": "min_snr"}),
         ("importance_uniform_share", 0.5, {"timestep_sampling": "importance"}),
         ("ema_snapshot_every", 50, {"ema_stds": (0.05, 0.1)}),
+        ("guidance_interval", (200, 700), {"guidance_scale": 2.0}),
         ("beta_start", 2e-4, {}),
         ("beta_end", 0.03, {}),
     ],
@@ -157,7 +170,8 @@ def test_what_would_have_no_effect_is_refused(name, value, together_with):
     assert getattr(TrainConfig(**{name: value}, **together_with), name) == value
     without = {"beta_schedule": "squaredcos_cap_v2"} if name.startswith("beta") else {}
     with pytest.raises(
-        UserError, match=f"`{name}` is {value}, which would have no effect; add --.*, or leave {name} out"
+        UserError,
+        match=f"`{name}` is {re.escape(str(value))}, which would have no effect; add --.*, or leave {name} out",
     ):
         TrainConfig(**{name: value}, **without)
 

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from conftest import make_pipeline, run_python
@@ -17,6 +18,7 @@ from ddpm_hub.ddpm_sampling_settings import (
 )
 
 STORED = {"sampler": "dpm++", "num_inference_steps": 12, "guidance_scale": 2.0}
+GUIDED = {"guidance_scale": 2.0, "guidance_interval": [100, 600]}
 
 
 def chosen(stored, has_labels=True, usual=USUAL, samplers=("ddpm", "ddim", "dpm++", "unipc"), **given):
@@ -41,6 +43,13 @@ class TestSettingsForCall:
 
     def test_without_classes_nothing_is_guided(self):
         assert chosen(STORED, has_labels=False).guidance_scale == 1.0
+        assert chosen(GUIDED, has_labels=False) == USUAL
+
+    def test_the_stored_interval_is_that_of_every_guidance(self):
+        assert chosen(GUIDED) == SamplingSettings("ddpm", None, None, 2.0, (100, 600))
+        assert chosen(GUIDED, guidance_scale=3.0) == SamplingSettings("ddpm", None, None, 3.0, (100, 600))
+        assert chosen(GUIDED, guidance_interval=[0, 999]) == SamplingSettings("ddpm", None, None, 2.0, (0, 999))
+        assert chosen(GUIDED, guidance_scale=1.0) == USUAL
 
     def test_a_way_that_cannot_use_the_stored_sampler_has_its_own(self):
         usual = SamplingSettings("ddpm", 100)
@@ -82,6 +91,20 @@ pipeline.img2img(pipeline.inpaint(pipeline(seed=1).images, torch.ones(8, 8)).ima
         # Other threads share the sums there: float32 rounding, through five steps.
         torch.testing.assert_close(torch.load(tmp_path / "images.pt"), wanted, rtol=0, atol=1e-4)
 
+    def test_the_stored_interval_is_guided(self, tmp_path):
+        plain = make_pipeline()
+        sampling = {"num_inference_steps": 10, "guidance_scale": 3.0, "guidance_interval": (np.int64(200), 600)}
+        DDPMHubPipeline(plain.unet, plain.scheduler, plain.id2label, sampling).save_pretrained(tmp_path)
+        assert json.loads((tmp_path / "model_index.json").read_text())["sampling"]["guidance_interval"] == [200, 600]
+        loaded = DDPMHubPipeline.from_pretrained(tmp_path)
+        options = {"seed": 3, "class_labels": [0, 1], "output_type": "sample"}
+        guided = {"num_inference_steps": 10, "guidance_scale": 3.0}
+        wanted = plain(**options, **guided, guidance_interval=(200, 600)).images
+        assert torch.equal(loaded(**options).images, wanted)
+        everywhere = loaded(**options, guidance_interval=(0, len(plain.scheduler) - 1)).images
+        assert torch.equal(everywhere, plain(**options, **guided).images)
+        assert not torch.equal(everywhere, wanted)
+
     def test_a_folder_whose_settings_are_wrong_says_so(self, tmp_path):
         make_pipeline().save_pretrained(tmp_path)
         file = tmp_path / "model_index.json"
@@ -102,6 +125,10 @@ pipeline.img2img(pipeline.inpaint(pipeline(seed=1).images, torch.ones(8, 8)).ima
             ({"eta": 2}, "`eta` is 2"),
             ({"sampler": "unipc", "eta": 1.0}, "`eta` is 1.0, but `sampler` = 'unipc'"),
             ({"guidance_scale": -1}, "`guidance_scale` is -1"),
+            ({"guidance_scale": 2, "guidance_interval": [5, 1]}, r"`guidance_interval` is \[5, 1\]; the smaller"),
+            ({"guidance_scale": 2, "guidance_interval": [0, 1000]}, "`guidance_interval` is 1000; it must be .* 999"),
+            ({"guidance_scale": 2, "guidance_interval": 5}, "`guidance_interval` is 5"),
+            ({"guidance_interval": [1, 5]}, r"`guidance_interval` is \[1, 5\], but `guidance_scale` is 1"),
         ],
     )
     def test_what_cannot_be_stored(self, stored, message):

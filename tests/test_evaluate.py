@@ -90,7 +90,8 @@ def save_model(folder: Path, variance_type: str = "fixed_small", **kwargs) -> Pa
     scheduler = DDPMHubScheduler(
         num_train_timesteps=60, beta_end=0.25, variance_type=variance_type, timestep_spacing="trailing"
     )
-    DDPMHubPipeline(pipeline.unet, scheduler, pipeline.config.id2label).save_pretrained(folder)
+    sampling = {"guidance_scale": 1.5, "guidance_interval": [10, 50]} if pipeline.num_classes else None
+    DDPMHubPipeline(pipeline.unet, scheduler, pipeline.config.id2label, sampling).save_pretrained(folder)
     return folder
 
 
@@ -125,7 +126,13 @@ class TestAWholeEvaluation:
         ]  # fmt: skip
         assert [row["variance_type"] for row in metrics["bound"]["rows"]] == ["fixed_small", "fixed_large", "analytic"]
         assert [row["num_inference_steps"] for row in metrics["quality_by_steps"]["rows"]] == [2, 4]
-        assert [row["guidance_scale"] for row in metrics["quality_by_guidance"]["rows"]] == [1.0, 2.0]
+        guided = [
+            (row["guidance_scale"], row.get("guidance_interval")) for row in metrics["quality_by_guidance"]["rows"]
+        ]
+        assert guided == [(1.0, None), (2.0, [10, 50])]
+        assert (
+            metrics["evaluation"][1]["guidance_interval"] == metrics["quality_by_steps"]["rows"][0]["guidance_interval"]
+        )
         assert {path.name for path in (folder / "plots").iterdir()} == {
             "bound.png", "calibration.png", "memorisation.png", "closest_pairs_pixels.png", "closest_pairs_features.png",
             "quality_by_steps.png", "quality_by_guidance.png",

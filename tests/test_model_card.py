@@ -429,10 +429,10 @@ def test_the_model_s_own_sampling_is_told_once_and_not_repeated_in_the_snippets(
     """What is stored need not be said, and plain diffusers takes the steps of a plain DDPM."""
     folder = save_run(tmp_path / "run")
     index = json.loads((folder / "model_index.json").read_text())
-    sampling = {"sampler": "dpm++", "num_inference_steps": 12, "guidance_scale": 2.5}
+    sampling = {"sampler": "dpm++", "num_inference_steps": 12, "guidance_scale": 2.5, "guidance_interval": [20, 70]}
     (folder / "model_index.json").write_text(json.dumps(index | {"sampling": sampling}))
     card = render_card(folder, "me/flowers").content
-    assert "| Sampled by default | 12 steps, `dpm++`, guidance 2.5 |" in card
+    assert "| Sampled by default | 12 steps, `dpm++`, guidance 2.5, guided for t from 20 to 70 |" in card
     assert card.count("images = pipeline(class_labels=[0, 1, 2, 0]).images") == 2  # with the package, and by trust
     assert "num_inference_steps=100" in card  # of stock
     assert "num_inference_steps=12" not in card

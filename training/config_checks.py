@@ -121,6 +121,9 @@ def _check_numbers(config: TrainConfig) -> None:
     _require(
         config, "guidance_scale", 0 <= config.guidance_scale < math.inf, "zero or a positive number; 1 is no guidance"
     )
+    low, high = config.guidance_interval or (0, 0)
+    _require(config, "guidance_interval", 0 <= low <= high < config.num_train_timesteps,
+            f"the smallest and the largest guided timestep, from 0 to {config.num_train_timesteps - 1}")  # fmt: skip
     _require(config, "seed", 0 <= config.seed <= LARGEST_SEED,
             f"from 0 to {LARGEST_SEED}; the samples have it and the seeds that follow")  # fmt: skip
 
@@ -349,6 +352,7 @@ def _check_effect(config: TrainConfig) -> None:
             "timestep_sampling importance",
         ),
         ("ema_snapshot_every", bool(config.ema_stds), "ema_stds '[0.05,0.1]'"),
+        ("guidance_interval", config.guidance_scale != 1, "guidance_scale 2"),
         ("beta_start", config.beta_schedule != "squaredcos_cap_v2", "beta_schedule linear"),
         ("beta_end", config.beta_schedule != "squaredcos_cap_v2", "beta_schedule linear"),
     ):

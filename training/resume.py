@@ -33,7 +33,7 @@ FREE_KEYS = {
     # When something is written: the weights, averages, optimizer and loss log are bitwise the same.
     "checkpoint_every", "checkpoints_kept", "sample_every", "ema_snapshot_every", "validation_every",
     # How samples are drawn and judged: metrics.json tells what the last ones were drawn with.
-    "sampler", "num_inference_steps", "eta", "guidance_scale", "fidelity_samples",
+    "sampler", "num_inference_steps", "eta", "guidance_scale", "guidance_interval", "fidelity_samples",
     # When the run gives up: after the first bad steps, or at the first bad image of a stream. Up to there nothing differs,
     # and that the images are the same ones is checked by itself (`check_data`).
     "max_skipped_steps", "unreadable_images",
@@ -194,7 +194,8 @@ def _done(folder: Path) -> dict:
 
 def _settings(config: TrainConfig) -> dict[str, dict]:
     """Of what the two depend; with another one of these, they are to be done again."""
-    judging = ("max_train_steps", "fidelity_samples", "sampler", "num_inference_steps", "eta", "guidance_scale")
+    judging = ("max_train_steps", "fidelity_samples", "sampler", "num_inference_steps", "eta", "guidance_scale",
+               "guidance_interval")  # fmt: skip
     publishing = ("max_train_steps", "push_to_hub")
     return {
         "judging": {key: getattr(config, key) for key in judging},

@@ -20,7 +20,7 @@ from ddpm_hub.ddpm_sampling_settings import SETTINGS, USUAL, settings_for_call
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 FORMATS = ("png", "npy")
 ANY_CLASS = "any"
-_OWN = ("guidance_interval", "timestep_spacing", "dynamic_thresholding_ratio", "fast")
+_OWN = ("timestep_spacing", "dynamic_thresholding_ratio", "fast")
 
 
 def check_options(options: argparse.Namespace, device: torch.device) -> torch.dtype:

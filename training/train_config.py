@@ -97,11 +97,13 @@ class TrainConfig:
         tracker_project: under which name they list the run.
         sample_every: optimizer steps between sample grids; 0 for none but the last.
         sampler: with which the grids and the scored samples are drawn, `ddpm`, `ddim`, `dpm++` or `unipc`; this and the
-            three that follow are stored with the model, as what it is sampled with where a call says nothing else.
+            four that follow are stored with the model, as what it is sampled with where a call says nothing else.
         num_inference_steps: steps of the sampler.
         eta: of `ddpm` (1 by default) and `ddim` (0 by default), from 0 to 1.
         guidance_scale: w of classifier-free guidance, with which classes are drawn; 1 is none. It takes two network
             evaluations a step.
+        guidance_interval: the smallest and the largest timestep at which there is guidance (arXiv:2404.07724); all, if it is
+            left out.
         fidelity_samples: class-conditional samples that a classifier judges at the end; 0 for none.
         push_to_hub: `USER/NAME` on the Hub, where the finished model is published; needs HF_TOKEN or `hf auth login`.
         hub_private_repo: whether only its owner sees that repository, if it is new.
@@ -180,6 +182,7 @@ class TrainConfig:
     num_inference_steps: int = 20
     eta: float | None = None
     guidance_scale: float = 1.0
+    guidance_interval: tuple[int, int] | None = None
     fidelity_samples: int = 200
 
     push_to_hub: str | None = None
@@ -192,7 +195,9 @@ class TrainConfig:
     def sampling(self, has_classes: bool) -> dict:
         """How the model is sampled, as it is stored with it: [`DDPMHubPipeline`]'s `sampling`."""
         settings = {"sampler": self.sampler, "num_inference_steps": self.num_inference_steps, "eta": self.eta}
-        settings |= {"guidance_scale": self.guidance_scale} if has_classes else {}
+        if has_classes:
+            interval = None if self.guidance_interval is None else list(self.guidance_interval)
+            settings |= {"guidance_scale": self.guidance_scale, "guidance_interval": interval}
         return {name: value for name, value in settings.items() if value is not None}
 
     def to_yaml(self) -> str:

@@ -13,11 +13,12 @@ from train_config import UserError
 
 import ddpm_hub
 from ddpm_hub import DDPMHubPipeline
+from ddpm_hub.ddpm_sampling_settings import SETTINGS, SamplingSettings
 from evaluation.extractors import make_extractor
 from evaluation.options import PARTS, data_config, train_split
 from evaluation.real_images import RealImages, read_images
 from evaluation.reference import reference_features
-from evaluation.samples import Drawing, Settings, resolve
+from evaluation.samples import Drawing, resolve
 from evaluation.work import Work
 
 SOME = 200  # unseen images that are looked for among the training images
@@ -69,12 +70,11 @@ class Context:
         return tuple(part for part in PARTS if part in (asked or PARTS))
 
     @cached_property
-    def settings(self) -> Settings:
+    def settings(self) -> SamplingSettings:
         """How samples are drawn where no table says otherwise."""
-        names = ("sampler", "num_inference_steps", "eta", "guidance_scale")
-        return self.resolve(**{name: getattr(self.options, name) for name in names})
+        return self.resolve(**{name: getattr(self.options, name) for name in SETTINGS})
 
-    def resolve(self, **given) -> Settings:
+    def resolve(self, **given) -> SamplingSettings:
         options, labels = self.options, None if self.pipeline.num_classes is None else self.train.data.labels
         largest = options.seed + max(options.num_samples or 0, options.study_samples or 0)
         return resolve(self.pipeline, labels, largest, **given)

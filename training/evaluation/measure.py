@@ -11,6 +11,7 @@ from functools import lru_cache
 import torch
 from image_data import spread_rows
 
+from ddpm_hub.ddpm_sampling_settings import SamplingSettings
 from ddpm_hub.variational_bound import VariationalBound
 from evaluation import bound as b
 from evaluation.classes import ClassJudge, agreement
@@ -18,7 +19,7 @@ from evaluation.context import Context
 from evaluation.distances import compare_manifolds, frechet_distance, inception_score, kernel_distance
 from evaluation.memorisation import Nearness, judge_copying, nearness
 from evaluation.options import STEPS
-from evaluation.samples import Settings
+from evaluation.samples import stored_settings
 
 LARGEST_COMPARED = 10_000  # images of a set at most where all pairs are looked at
 CHUNK, CHUNK_VALUES = 1024, 2**25  # training images, and their values, that are compared at once
@@ -232,13 +233,13 @@ def distances_of(real: torch.Tensor, fake: torch.Tensor, options) -> dict:
     return fid | {"kid": kid, "kid_standard_error": error, "num_compared": same} | asdict(manifolds)
 
 
-def judged_by(context: Context, settings: Settings, count: int) -> dict:
+def judged_by(context: Context, settings: SamplingSettings, count: int) -> dict:
     """What stands beside every figure of samples."""
     return {
         "num_samples": count,
         "seed": context.options.seed,
         "k": context.options.neighbors,
-        **{name: value for name, value in asdict(settings).items() if value is not None},
+        **stored_settings(settings),
         "extractor": context.extractor.facts.name,
         "extractor_sha256": context.extractor.facts.sha256,
         "resize": context.extractor.facts.resize,
@@ -295,7 +296,7 @@ def _moments(images: Iterable[torch.Tensor]) -> list[tuple[torch.Tensor, torch.T
 # --- Tables ---------------------------------------------------------------------------------------------------------------
 
 
-def measure_table(context: Context, name: str, settings: list[Settings]) -> dict | None:
+def measure_table(context: Context, name: str, settings: list[SamplingSettings]) -> dict | None:
     """A row of figures for each of some settings, with `study_samples` samples each; `None` but in the main process."""
     options = context.options
     drawing = context.drawing(options.study_samples)
@@ -308,8 +309,7 @@ def measure_table(context: Context, name: str, settings: list[Settings]) -> dict
     for each, result in zip(settings, results, strict=True):
         has_logits = context.train_features[1] is not None
         features, *logits = result.joined(*(("features", "logits") if has_logits else ("features",)))
-        row = {key: value for key, value in asdict(each).items() if value is not None}
-        row |= distances_of(train, features, options)
+        row = stored_settings(each) | distances_of(train, features, options)
         if judge is not None:
             found = judge.classes(features, logits[0] if logits else None)
             row["class_fidelity"] = agreement(found, drawing.labels, context.pipeline.num_classes)[0]
@@ -321,19 +321,20 @@ def measure_table(context: Context, name: str, settings: list[Settings]) -> dict
     }  # fmt: skip
 
 
-def _stage_name(table: str, settings: Settings) -> str:
+def _stage_name(table: str, settings: SamplingSettings) -> str:
     last = f"w_{settings.guidance_scale:g}" if table == "guidance" else f"{settings.num_inference_steps}_steps"
     return f"{settings.sampler.replace('+', 'p')}_{last}"
 
 
-def steps_settings(context: Context) -> list[Settings]:
+def steps_settings(context: Context) -> list[SamplingSettings]:
     """The rows of the table by steps: every sampler at every number of steps that it can take."""
     options, own = context.options, context.settings
     samplers = options.samplers or list(dict.fromkeys([own.sampler, "ddpm"]))
     found = []
     for sampler in samplers:
         for steps in sorted(set(options.steps or STEPS)):
-            given = {"sampler": sampler, "num_inference_steps": steps, "guidance_scale": options.guidance_scale}
+            given = {"sampler": sampler, "num_inference_steps": steps, "guidance_scale": options.guidance_scale,
+                     "guidance_interval": options.guidance_interval}  # fmt: skip
             try:
                 found.append(context.resolve(**given))
             except ValueError as error:
@@ -342,7 +343,10 @@ def steps_settings(context: Context) -> list[Settings]:
     return list(dict.fromkeys(found))
 
 
-def guidance_settings(context: Context) -> list[Settings]:
+def guidance_settings(context: Context) -> list[SamplingSettings]:
     """The rows of the table by guidance."""
-    own = {name: value for name, value in asdict(context.settings).items() if value is not None}
-    return [context.resolve(**own | {"guidance_scale": scale}) for scale in sorted(set(context.options.guidance))]
+    own, interval = asdict(context.settings), context.options.guidance_interval
+    return [
+        context.resolve(**own | {"guidance_scale": scale, "guidance_interval": None if scale == 1 else interval})
+        for scale in sorted(set(context.options.guidance))
+    ]

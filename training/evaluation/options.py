@@ -102,11 +102,12 @@ def _add_samples(group) -> None:
     add(
         "--sampler",
         metavar="NAME",
-        help="ddpm, ddim, dpm++ or unipc (default, as for the next three: as the model has it)",
+        help="ddpm, ddim, dpm++ or unipc (default, as for the next four: as the model has it)",
     )
     add("--num_inference_steps", type=int, metavar="N")
     add("--eta", type=float)
     add("--guidance_scale", type=float, metavar="W")
+    add("--guidance_interval", type=int, nargs=2, metavar=("LOW", "HIGH"))
     add("--extractor", default="auto", choices=EXTRACTORS,
         help="whose features are compared: the package's own classifier for 8×8 and 28×28 grey images, Inception-v3, or "
         "DINOv2 (default: the first where there is one, else inception)")  # fmt: skip

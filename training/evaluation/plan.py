@@ -4,10 +4,10 @@ from collections.abc import Callable
 
 import torch
 
+from ddpm_hub.ddpm_sampling_settings import SamplingSettings
 from evaluation.context import Context
 from evaluation.measure import guidance_settings, steps_settings
 from evaluation.options import FULL
-from evaluation.samples import Settings
 from evaluation.work import seconds_of
 
 
@@ -57,18 +57,20 @@ def _amounts(context: Context, numbers: dict[str, int]) -> tuple[int, int, int]:
         splits = (context.train, context.held) if "samples" in parts else (context.train,)
         looked_at += sum(min(len(each), numbers["reference_images"]) for each in splits)
     if "samples" in parts:
-        drawn += numbers["num_samples"] * _calls(context.settings)
+        drawn += numbers["num_samples"] * _calls(context.settings, num_timesteps)
         looked_at += 2 * numbers["num_samples"]
     tables: dict[str, Callable] = {"steps": steps_settings, "guidance": guidance_settings}
     for part in tables.keys() & set(parts):
         rows = tables[part](context)
-        drawn += numbers["study_samples"] * sum(map(_calls, rows))
+        drawn += numbers["study_samples"] * sum(_calls(row, num_timesteps) for row in rows)
         looked_at += numbers["study_samples"] * len(rows)
     return bound, drawn, looked_at
 
 
-def _calls(settings: Settings) -> int:
-    return settings.num_inference_steps * (1 if settings.guidance_scale == 1 else 2)
+def _calls(settings: SamplingSettings, num_timesteps: int) -> int:
+    low, high = settings.guidance_interval or (0, num_timesteps - 1)
+    guided = 0 if settings.guidance_scale == 1 else (high + 1 - low) / num_timesteps
+    return round(settings.num_inference_steps * (1 + guided))
 
 
 def _said(seconds: float) -> str:

@@ -1,29 +1,20 @@
 """Samples of a model and their features, by settings; and noise, from which sampling starts."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from random_batches import generator
 
 from ddpm_hub.ddpm_equations import denormalize
 from ddpm_hub.ddpm_samplers import make_sampler
-from ddpm_hub.ddpm_sampling_settings import SETTINGS, USUAL, settings_for_call
+from ddpm_hub.ddpm_sampling_settings import SETTINGS, USUAL, SamplingSettings, settings_for_call
 from evaluation.reference import joined_batches
 from evaluation.work import Stage
 
 
-@dataclass(frozen=True)
-class Settings:
-    """How samples are drawn, everything said: `eta` is `None` for samplers without."""
-
-    sampler: str
-    num_inference_steps: int
-    eta: float | None
-    guidance_scale: float
-
-
-def resolve(pipeline, labels: torch.Tensor | None, largest_seed: int, **given) -> Settings:
-    """The settings of a call with these arguments, as the pipeline completes them by what is stored with the model.
+def resolve(pipeline, labels: torch.Tensor | None, largest_seed: int, **given) -> SamplingSettings:
+    """The settings of a call with these arguments, as the pipeline completes them by what is stored with the model: all said,
+    but that `eta` is `None` for samplers without.
 
     Raises:
         ValueError: naming the argument that the model cannot be sampled with.
@@ -33,7 +24,13 @@ def resolve(pipeline, labels: torch.Tensor | None, largest_seed: int, **given) -
     pipeline.stream(1, seed=largest_seed, **given, **labelled).close()  # checks them
     chosen = settings_for_call(pipeline.config.sampling, given, labels is not None, USUAL)
     sampler = make_sampler(pipeline.scheduler, chosen.sampler, chosen.num_inference_steps, chosen.eta)
-    return Settings(chosen.sampler, len(sampler.timesteps), getattr(sampler, "eta", None), chosen.guidance_scale)
+    return replace(chosen, num_inference_steps=len(sampler.timesteps), eta=getattr(sampler, "eta", None))
+
+
+def stored_settings(settings: SamplingSettings) -> dict:
+    """As metrics.json has them: without those that do not apply."""
+    found = {name: value for name, value in asdict(settings).items() if value is not None}
+    return found | ({"guidance_interval": list(settings.guidance_interval)} if settings.guidance_interval else {})
 
 
 @dataclass(frozen=True)
@@ -57,7 +54,7 @@ class Drawing:
     padding: int
     facts: dict
 
-    def stage(self, name: str, settings: Settings, keep_pixels: bool = False) -> Stage:
+    def stage(self, name: str, settings: SamplingSettings, keep_pixels: bool = False) -> Stage:
         """Draws with these settings: `features`, (B, d), `logits`, (B, K), and if asked `pixels`, (B, C, H, W), of each batch."""
 
         def compute(unit: int) -> dict[str, torch.Tensor]:

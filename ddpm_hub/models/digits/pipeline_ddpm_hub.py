@@ -47,7 +47,7 @@ from .scheduling_ddpm_hub import LEARNED_VARIANCE_TYPES, DDPMHubScheduler
 
 _PUSH_OPTIONS = ("repo_id", "private", "token", "commit_message")
 _CALLBACK_INPUTS = ("sample", "pred_original_sample")
-_OPTIONS = ("class_labels", *SETTINGS, "generator", "seed", "timestep_spacing", "guidance_interval",
+_OPTIONS = ("class_labels", *SETTINGS, "generator", "seed", "timestep_spacing",
             "dynamic_thresholding_ratio", "fast")  # fmt: skip
 _lock = threading.Lock()
 
@@ -75,7 +75,7 @@ class DDPMHubPipeline(DDPMEditing, DiffusionPipeline):
         scheduler (`DDPMHubScheduler`): the noise schedule and the reverse step. Calls work on copies.
         id2label (`dict`, *optional*): the name of each class, by its number (`{0: "zero", …}`).
         sampling (`dict`, *optional*): how this model is best sampled, where a call does not say: `sampler`,
-            `num_inference_steps`, `eta` and `guidance_scale`, or some of them.
+            `num_inference_steps`, `eta`, `guidance_scale` and `guidance_interval`, or some of them.
     """
 
     model_cpu_offload_seq = "unet"
@@ -145,8 +145,8 @@ class DDPMHubPipeline(DDPMEditing, DiffusionPipeline):
     ) -> ImagePipelineOutput | tuple:
         """Draws images.
 
-        Where `sampler`, `num_inference_steps`, `eta` or `guidance_scale` are not given, the model's own are taken
-        (`sampling`), if it has any.
+        Where `sampler`, `num_inference_steps`, `eta`, `guidance_scale` or `guidance_interval` are not given, the model's own
+        are taken (`sampling`), if it has any.
 
         Args:
             batch_size (`int`, *optional*): how many; by default one per class label, or 1.
@@ -170,7 +170,7 @@ class DDPMHubPipeline(DDPMEditing, DiffusionPipeline):
             timestep_spacing (`str`, *optional*): `leading`, `trailing` or `linspace`, for `ddpm` and `ddim`; by default the
                 scheduler's.
             guidance_interval (`tuple[int, int]`, *optional*): the smallest and the largest timestep at which there is
-                guidance (Kynkäänniemi et al. 2024, arXiv:2404.07724); by default 0 and T−1.
+                guidance (Kynkäänniemi et al. 2024, arXiv:2404.07724); by default, where the model has none, 0 and T−1.
             dynamic_thresholding_ratio (`float`, *optional*): x̂_0 is divided by this quantile of its magnitude, where that
                 is above 1, in place of being clipped (Saharia et al. 2022, arXiv:2205.11487).
             height, width (`int`, *optional*): by default those that the network was trained on.
@@ -253,7 +253,7 @@ class DDPMHubPipeline(DDPMEditing, DiffusionPipeline):
         if unknown := sorted(set(options) - set(_OPTIONS)):
             raise TypeError(f"got an unexpected option {unknown[0]!r}; there are {', '.join(_OPTIONS)}.")
         options = dict.fromkeys(_OPTIONS) | {"fast": False} | options
-        class_labels, guidance_interval, fast = (options[k] for k in ("class_labels", "guidance_interval", "fast"))
+        class_labels, fast = options["class_labels"], options["fast"]
         timestep_spacing = options["timestep_spacing"]
         _check_scheduler(self.scheduler)  # it may have been replaced
         self._check_channels()
@@ -261,7 +261,8 @@ class DDPMHubPipeline(DDPMEditing, DiffusionPipeline):
         given = {name: options[name] for name in SETTINGS}
         settings = settings_for_call(self.config.sampling, given, class_labels is not None, usual, samplers)
         num_train = len(self.scheduler)
-        check_guidance(settings.guidance_scale, guidance_interval, class_labels, self.num_classes, num_train)
+        guidance = settings.guidance_scale, settings.guidance_interval
+        check_guidance(*guidance, class_labels, self.num_classes, num_train)
         check_choice("fast", fast, (True, False))
         if timestep_spacing is not None and settings.sampler not in ("ddpm", "ddim"):
             raise ValueError(
@@ -275,9 +276,7 @@ class DDPMHubPipeline(DDPMEditing, DiffusionPipeline):
         compiled = self._compiled_network() if fast else None
         device = self._execution_device  # diffusers looks through all modules for it
         labels = None if labels is None else labels.to(device)
-        network = NetworkCalls(
-            self.unet, chosen.timesteps, labels, batch_size, settings.guidance_scale, guidance_interval, compiled
-        )
+        network = NetworkCalls(self.unet, chosen.timesteps, labels, batch_size, *guidance, compiled)
         return _Call(network, chosen, noise, device)
 
     def _compiled_network(self) -> CompiledNetwork:

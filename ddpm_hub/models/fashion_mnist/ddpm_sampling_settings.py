@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from .ddpm_argument_checks import check_choice, check_guidance
 from .ddpm_samplers import SAMPLERS, make_sampler
 
-SETTINGS = ("sampler", "num_inference_steps", "eta", "guidance_scale")
+SETTINGS = ("sampler", "num_inference_steps", "eta", "guidance_scale", "guidance_interval")
 
 
 @dataclass(frozen=True)
@@ -17,12 +17,14 @@ class SamplingSettings:
     sampler (`str`): one of [`SAMPLERS`].
     num_inference_steps (`int`, *optional*), eta (`float`, *optional*): `None` is what is usual for the sampler.
     guidance_scale (`float`): 1 is no guidance.
+    guidance_interval (`tuple[int, int]`, *optional*): the smallest and the largest guided timestep; `None` is all.
     """
 
     sampler: str = "ddpm"
     num_inference_steps: int | None = None
     eta: float | None = None
     guidance_scale: float = 1.0
+    guidance_interval: tuple[int, int] | None = None
 
 
 USUAL = SamplingSettings()
@@ -42,9 +44,12 @@ def checked_sampling(stored: dict | None, scheduler, num_classes: int | None) ->
         )
     stored = {name: stored[name] for name in SETTINGS if stored.get(name) is not None}
     scale = stored.get("guidance_scale", 1.0)
-    check_guidance(scale, None, None if num_classes is None else 0, num_classes, len(scheduler))
+    check_guidance(
+        scale, stored.get("guidance_interval"), None if num_classes is None else 0, num_classes, len(scheduler)
+    )
     make_sampler(scheduler, stored.get("sampler", "ddpm"), stored.get("num_inference_steps"), stored.get("eta"))
-    plain = {"num_inference_steps": int, "eta": float, "guidance_scale": float}  # JSON knows no NumPy
+    plain = {"num_inference_steps": int, "eta": float, "guidance_scale": float,
+             "guidance_interval": lambda bounds: [int(bound) for bound in bounds]}  # JSON knows no NumPy  # fmt: skip
     return {name: plain.get(name, str)(value) for name, value in stored.items()} or None
 
 
@@ -54,7 +59,7 @@ def settings_for_call(
     """What the caller gave, else what is stored, else what is usual.
 
     The stored steps and η belong to the stored sampler, and the usual ones to the usual sampler: with another they do not
-    count. Guidance is stored for classes, and does not count where none is asked for.
+    count. Guidance is stored for classes, and does not count where none is asked for; its interval counts for any scale but 1.
 
     Args:
         stored (`dict`, *optional*): the model's own.
@@ -67,11 +72,15 @@ def settings_for_call(
     if given["sampler"] is not None:
         check_choice("sampler", given["sampler"], samplers)
     sampler = given["sampler"] or (stored.get("sampler") if stored.get("sampler") in samplers else usual.sampler)
-    guidance = {"guidance_scale": stored.get("guidance_scale") if has_labels else None}
+    guidance = {name: stored.get(name) if has_labels else None for name in ("guidance_scale", "guidance_interval")}
     layers = [
         given,
         (stored if stored.get("sampler") == sampler else {}) | guidance,
         vars(usual if usual.sampler == sampler else SamplingSettings(sampler, guidance_scale=usual.guidance_scale)),
     ]
     chosen = {name: next((layer[name] for layer in layers if layer.get(name) is not None), None) for name in SETTINGS}
+    if given["guidance_interval"] is None and chosen["guidance_scale"] == 1:
+        chosen["guidance_interval"] = None
+    if isinstance(chosen["guidance_interval"], list):
+        chosen["guidance_interval"] = tuple(chosen["guidance_interval"])
     return SamplingSettings(**chosen | {"sampler": sampler})
