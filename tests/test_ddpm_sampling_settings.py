@@ -48,7 +48,7 @@ class TestSettingsForCall:
     def test_the_stored_interval_is_that_of_every_guidance(self):
         assert chosen(GUIDED) == SamplingSettings("ddpm", None, None, 2.0, (100, 600))
         assert chosen(GUIDED, guidance_scale=3.0) == SamplingSettings("ddpm", None, None, 3.0, (100, 600))
-        assert chosen(GUIDED, guidance_interval=[0, 999]) == SamplingSettings("ddpm", None, None, 2.0, (0, 999))
+        assert chosen(GUIDED, guidance_interval=(0, 999)) == SamplingSettings("ddpm", None, None, 2.0, (0, 999))
         assert chosen(GUIDED, guidance_scale=1.0) == USUAL
 
     def test_a_way_that_cannot_use_the_stored_sampler_has_its_own(self):

@@ -13,6 +13,7 @@ import pytest
 import scipy.linalg
 import torch
 from conftest import make_pipeline, run_python
+from evaluation.samples import resolve, stored_settings
 from hub_server import HubServer
 from PIL import Image
 from safetensors.torch import load_file
@@ -111,6 +112,15 @@ def judged(tmp_path_factory, data, server):
     result = evaluate("--model", folder, "--dataset", data, *FEW)
     assert result.returncode == 0, result.stderr
     return folder, result
+
+
+def test_settings_are_complete_and_can_be_compared(tmp_path):
+    pipeline = DDPMHubPipeline.from_pretrained(save_model(tmp_path))
+    labels = torch.zeros(1, dtype=torch.long)
+    found = {resolve(pipeline, labels, 0, guidance_scale=2.0, guidance_interval=bounds) for bounds in ([3, 9], (3, 9))}
+    assert [stored_settings(each) for each in found] == [
+        {"sampler": "ddpm", "num_inference_steps": 60, "eta": 1.0, "guidance_scale": 2.0, "guidance_interval": [3, 9]}
+    ]
 
 
 class TestAWholeEvaluation:
@@ -422,6 +432,7 @@ class TestMistakes:
             (["--num_inference_steps", "61"], "`num_inference_steps` is 61"),
             (["--steps", "2", "600"], "`--steps` has 600 for 'ddpm': `num_inference_steps` is 600"),
             (["--guidance", "-1"], "`guidance_scale` is -1"),
+            (["--guidance_interval", "9", "3"], "`guidance_interval` is [9, 3]; the smaller timestep comes first."),
             (["--sampler", "euler"], "`sampler` is 'euler'"),
             (["--float64", "--mixed_precision", "bf16"], "`float64` contradicts `mixed_precision` = 'bf16'"),
             (["--neighbors", "0"], "`neighbors` is 0"),

@@ -24,7 +24,13 @@ def resolve(pipeline, labels: torch.Tensor | None, largest_seed: int, **given) -
     pipeline.stream(1, seed=largest_seed, **given, **labelled).close()  # checks them
     chosen = settings_for_call(pipeline.config.sampling, given, labels is not None, USUAL)
     sampler = make_sampler(pipeline.scheduler, chosen.sampler, chosen.num_inference_steps, chosen.eta)
-    return replace(chosen, num_inference_steps=len(sampler.timesteps), eta=getattr(sampler, "eta", None))
+    interval = None if chosen.guidance_interval is None else tuple(chosen.guidance_interval)
+    return replace(
+        chosen,
+        num_inference_steps=len(sampler.timesteps),
+        eta=getattr(sampler, "eta", None),
+        guidance_interval=interval,
+    )
 
 
 def stored_settings(settings: SamplingSettings) -> dict:
