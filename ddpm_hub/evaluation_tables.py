@@ -96,10 +96,14 @@ def drawn_with(drawn: dict) -> str:
     parts = [] if count is None else [f"{number(count)} step{'s' if count > 1 else ''}"]
     parts += [code(sampler)] if sampler != "ddpm" else []
     parts += [f"η = {number(drawn['eta'])}"] if drawn.get("eta", 1) != 1 and sampler == "ddpm" else []
-    parts += [f"guidance {number(drawn['guidance_scale'])}"] if drawn.get("guidance_scale", 1) != 1 else []
+    return ", ".join(parts + _guided(drawn)) or "all steps"
+
+
+def _guided(drawn: dict) -> list[str]:
+    parts = [f"guidance {number(drawn['guidance_scale'])}"] if drawn.get("guidance_scale", 1) != 1 else []
     if len(interval := drawn.get("guidance_interval", ())) == 2:
         parts.append("guided for t from {} to {}".format(*map(number, interval)))
-    return ", ".join(parts) or "all steps"
+    return parts
 
 
 def speed_table(model: ModelFolder) -> str:
@@ -234,7 +238,9 @@ def _steps(metrics: dict) -> Section | None:
     found = metrics.get("quality_by_steps", {})
     columns = {"Sampler": lambda row: code(row.get("sampler", "")), "Steps": lambda row: _figure(row, "num_inference_steps"),
                **_DISTANCES}  # fmt: skip
-    return _section("Quality by steps", _judged(found), columns, found.get("rows", []))
+    guided = dict.fromkeys(", ".join(_guided(row)) for row in found.get("rows", []))  # the same for all of them
+    text = " ".join([_judged(found), *(f"With {each}." for each in guided if each)])
+    return _section("Quality by steps", text, columns, found.get("rows", []))
 
 
 def _guidance(metrics: dict) -> Section | None:

@@ -43,7 +43,7 @@ def test_the_share_that_stays_uniform(share):
         TrainConfig(timestep_sampling="importance", importance_uniform_share=share)
 
 
-@pytest.mark.parametrize("interval", [(-1, 5), (6, 5), (0, 1000)])
+@pytest.mark.parametrize("interval", [(-1, 5), (6, 5), (0, 1000), (5,), (), (1.5, 3)])
 def test_the_guided_timesteps(interval):
     message = (
         f"`guidance_interval` is {re.escape(str(list(interval)))}; it must be the smallest and the largest .* 0 to 999"
@@ -171,7 +171,7 @@ def test_what_would_have_no_effect_is_refused(name, value, together_with):
     without = {"beta_schedule": "squaredcos_cap_v2"} if name.startswith("beta") else {}
     with pytest.raises(
         UserError,
-        match=f"`{name}` is {re.escape(str(value))}, which would have no effect; add --.*, or leave {name} out",
+        match=f"`{name}` is {re.escape(str(list(value) if isinstance(value, tuple) else value))}, which would have no effect; add --.*, or leave {name} out",
     ):
         TrainConfig(**{name: value}, **without)
 

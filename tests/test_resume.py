@@ -321,7 +321,7 @@ def test_a_folder_in_which_another_process_trains_is_refused_until_it_ends(confi
 
 
 def test_what_a_finished_run_lacks(config):
-    config = dataclasses.replace(config, push_to_hub="user/name")
+    config = dataclasses.replace(config, push_to_hub="user/name", guidance_scale=2.0, guidance_interval=(200, 700))
     folder = start(config, 1000, finished=True)
     assert find(config).missing == ("judging", "publishing")
     note_done(config, folder, "judging")
@@ -330,6 +330,7 @@ def test_what_a_finished_run_lacks(config):
     assert find(config).missing == ()
     assert find(config, push_to_hub="user/other").missing == ("publishing",)
     assert find(config, sampler="ddpm", eta=0.5).missing == ("judging",)
+    assert find(config, guidance_interval=(200, 701)).missing == ("judging",)
     assert find(config, fidelity_samples=0, sampler="ddpm", eta=0.5, push_to_hub=None).missing == ()
 
 

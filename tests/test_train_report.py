@@ -10,7 +10,7 @@ from class_fidelity import FEWEST_OF_A_CLASS, LARGEST_FIT_VALUES
 from conftest import make_unet
 from image_data import ImageData, load_images
 from train_config import TrainConfig
-from train_report import judge, why_not_judged
+from train_report import judge, why_not_judged, with_judgement
 
 from ddpm_hub import DDPMHubPipeline, DDPMHubScheduler
 
@@ -33,6 +33,15 @@ def test_real_images_as_samples_are_given_their_class(monkeypatch, dtype):
     (found,) = judge(CONFIG, data, pipeline, Accelerator(cpu=True))["evaluation"]
     assert found["value"] == 1
     assert found["reference"]["value"] > 0.95
+
+
+def test_a_new_judgement_leaves_what_others_measured():
+    old, fid = {"type": "class_fidelity", "value": 0.5}, {"type": "fid", "value": 2.0}
+    new = {"evaluation": [{"type": "class_fidelity", "value": 0.9}], "speed": [{"what": "sampling"}]}
+    metrics = {"training": {"steps": 3}, "evaluation": [old, fid]}
+    assert with_judgement(metrics, new) == metrics | new | {"evaluation": [*new["evaluation"], fid]}
+    assert with_judgement(metrics, {}) == metrics
+    assert with_judgement({"training": {}}, new) == {"training": {}} | new
 
 
 def test_a_few_images_stand_for_sorted_data():

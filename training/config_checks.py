@@ -121,8 +121,9 @@ def _check_numbers(config: TrainConfig) -> None:
     _require(
         config, "guidance_scale", 0 <= config.guidance_scale < math.inf, "zero or a positive number; 1 is no guidance"
     )
-    low, high = config.guidance_interval or (0, 0)
-    _require(config, "guidance_interval", 0 <= low <= high < config.num_train_timesteps,
+    interval = (0, 0) if config.guidance_interval is None else config.guidance_interval
+    are_two = len(interval) == 2 and all(isinstance(bound, int) for bound in interval)
+    _require(config, "guidance_interval", are_two and 0 <= interval[0] <= interval[1] < config.num_train_timesteps,
             f"the smallest and the largest guided timestep, from 0 to {config.num_train_timesteps - 1}")  # fmt: skip
     _require(config, "seed", 0 <= config.seed <= LARGEST_SEED,
             f"from 0 to {LARGEST_SEED}; the samples have it and the seeds that follow")  # fmt: skip
@@ -358,4 +359,6 @@ def _check_effect(config: TrainConfig) -> None:
     ):
         value = getattr(config, name)
         if value != defaults[name] and not has_effect:
-            raise UserError(f"`{name}` is {value!r}, which would have no effect; add --{remedy}, or leave {name} out.")
+            raise UserError(
+                f"`{name}` is {_shown(value)}, which would have no effect; add --{remedy}, or leave {name} out."
+            )

@@ -193,14 +193,12 @@ def _done(folder: Path) -> dict:
 
 
 def _settings(config: TrainConfig) -> dict[str, dict]:
-    """Of what the two depend; with another one of these, they are to be done again."""
+    """Of what the two depend, as JSON has it; with another one of these, they are to be done again."""
     judging = ("max_train_steps", "fidelity_samples", "sampler", "num_inference_steps", "eta", "guidance_scale",
                "guidance_interval")  # fmt: skip
     publishing = ("max_train_steps", "push_to_hub")
-    return {
-        "judging": {key: getattr(config, key) for key in judging},
-        "publishing": {key: getattr(config, key) for key in publishing},
-    }
+    kept = {"judging": judging, "publishing": publishing}
+    return json.loads(json.dumps({what: {key: getattr(config, key) for key in keys} for what, keys in kept.items()}))
 
 
 # --- The data ----------------------------------------------------------------------------------------------------------

@@ -193,7 +193,7 @@ def finish(
         missing (`tuple[str, ...]`): of `judging` and `publishing`, what is not done.
     """
     from hub_push import push
-    from train_report import UNREADABLE, judge, training_report
+    from train_report import UNREADABLE, judge, training_report, with_judgement
 
     from ddpm_hub import DDPMHubPipeline
     from ddpm_hub.model_card import write_card
@@ -225,7 +225,7 @@ def finish(
     if "judging" in missing:
         judgement = judge(config, data, pipeline, accelerator)
         if main:
-            record(metrics | judgement)
+            record(with_judgement(metrics, judgement))
             note_done(config, output, "judging")
     published = True
     if main:

@@ -46,6 +46,13 @@ def training_report(
     return report
 
 
+def with_judgement(metrics: dict, judgement: dict) -> dict:
+    """metrics.json with what [`judge`] says in place of figures of the same type; other figures stay."""
+    types = {entry["type"] for entry in judgement.get("evaluation", [])}
+    kept = [entry for entry in metrics.get("evaluation", []) if entry["type"] not in types]
+    return metrics | judgement | ({"evaluation": [*judgement["evaluation"], *kept]} if types else {})
+
+
 def drawn_with(config: TrainConfig, has_classes: bool = True) -> dict:
     """How every sample of the run is drawn."""
     return {"seed": config.seed} | config.sampling(has_classes)

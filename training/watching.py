@@ -78,10 +78,9 @@ class Watch:
         self._trained_seconds, self._trained_images = self._trained_seconds + seconds, self._trained_images + images
         self._interval_start, self._interval_first, self._interval_paused = now, step, 0.0
         speed = {"images_per_second": images / seconds, "share_of_peak": images / seconds * self._flops / self._peak}
-        self._bar.set_postfix(
-            loss=f"{values['loss']:.3f}", grad=f"{values['grad_norm']:.2f}", peak=f"{speed['share_of_peak']:.0%}",
-            **({"skipped": values["skipped_steps"]} if values["skipped_steps"] else {}),
-        )  # fmt: skip
+        skipped = [f"skipped={values['skipped_steps']}"] if values["skipped_steps"] else []
+        shown = f"loss={values['loss']:.3f}", f"grad={values['grad_norm']:.2f}", f"peak={speed['share_of_peak']:.0%}"
+        self._bar.set_postfix_str(", ".join([*skipped, *shown]))
         self._publish(self.losses, "train", speed)
 
     def validated(self, losses: list[float]) -> None:

@@ -79,8 +79,6 @@ def settings_for_call(
         vars(usual if usual.sampler == sampler else SamplingSettings(sampler, guidance_scale=usual.guidance_scale)),
     ]
     chosen = {name: next((layer[name] for layer in layers if layer.get(name) is not None), None) for name in SETTINGS}
-    if given["guidance_interval"] is None and chosen["guidance_scale"] == 1:
-        chosen["guidance_interval"] = None
-    if isinstance(chosen["guidance_interval"], list):
-        chosen["guidance_interval"] = tuple(chosen["guidance_interval"])
+    if given["guidance_interval"] is None and chosen["guidance_interval"] is not None:
+        chosen["guidance_interval"] = None if chosen["guidance_scale"] == 1 else tuple(chosen["guidance_interval"])
     return SamplingSettings(**chosen | {"sampler": sampler})

@@ -253,9 +253,9 @@ def check_guidance(scale: float, interval, class_labels, num_classes: int | None
             f"`guidance_scale` is {scale!r}; it must be a number of at least 0 and at most {LARGEST_GUIDANCE_SCALE:g}; "
             f"1 is no guidance."
         )
+    lacking = "this model is unconditional" if num_classes is None else "`class_labels` is missing"
     if scale != 1 and class_labels is None:
-        why = "this model is unconditional" if num_classes is None else "`class_labels` is missing"
-        raise ValueError(f"`guidance_scale` is {scale!r}, but {why}; leave it out, or ask for classes.")
+        raise ValueError(f"`guidance_scale` is {scale!r}, but {lacking}; leave it out, or ask for classes.")
     if interval is None:
         return
     if not isinstance(interval, list | tuple) or len(interval) != 2:
@@ -266,7 +266,10 @@ def check_guidance(scale: float, interval, class_labels, num_classes: int | None
         check_integer("guidance_interval", bound, 0, num_train - 1)
     if interval[0] > interval[1]:
         raise ValueError(f"`guidance_interval` is {interval!r}; the smaller timestep comes first.")
+    if class_labels is None:
+        raise ValueError(f"`guidance_interval` is {interval!r}, but {lacking}; leave it out, or ask for classes.")
     if scale == 1:
         raise ValueError(
-            f"`guidance_interval` is {interval!r}, but `guidance_scale` is 1, which is no guidance anywhere."
+            f"`guidance_interval` is {interval!r}, but `guidance_scale` is 1, which is no guidance anywhere; give another "
+            f"scale, or leave the interval out."
         )
