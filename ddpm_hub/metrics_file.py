@@ -7,14 +7,14 @@ are not named here may hold anything. docs/EVALUATION.md tells the same to reade
 import math
 
 _MACHINE = {"name": str, "threads": int, "devices": int, "torch": str}
-_SETTINGS = {
+SAMPLING_FORM = {
     "sampler": str,
     "num_inference_steps": int,
     "eta": float,
     "guidance_scale": float,
     "guidance_interval": [int],  # the smallest and the largest guided timestep; missing for all
 }
-_DRAWN = {"num_samples": int, "seed": int, **_SETTINGS}
+_DRAWN = {"num_samples": int, "seed": int, **SAMPLING_FORM}
 _JUDGED = {"extractor": str, "extractor_sha256": str, "resize": str}
 # Of features of samples and real images (training/evaluation/distances.py).
 _DISTANCES = {
@@ -35,7 +35,7 @@ _TABLE = {
     **_JUDGED,
     "against": str,
     "num_reference": int,
-    "rows": [{**_SETTINGS, **_DISTANCES}],
+    "rows": [{**SAMPLING_FORM, **_DISTANCES}],
 }
 
 # A type, a dictionary of what may be there, or a list of one form.

@@ -12,10 +12,8 @@ from pathlib import Path, PureWindowsPath
 
 import yaml
 
-from .metrics_file import form_fault, metrics_fault, without_nulls
+from .metrics_file import SAMPLING_FORM, form_fault, metrics_fault, without_nulls
 
-_SAMPLING = {"sampler": str, "num_inference_steps": int, "eta": float, "guidance_scale": float,
-             "guidance_interval": [int]}  # fmt: skip
 _CONFIG = {
     "license": str,
     "dataset_name": str,
@@ -73,7 +71,7 @@ def read_model_folder(folder: str | Path) -> ModelFolder:
     if "DDPMHubPipeline" not in str(index.get("_class_name")):  # a list or, of old folders, a text
         raise _damaged(folder, "model_index.json", "`_class_name` names no DDPMHubPipeline")
     _check(index.get("id2label", {}), {}, folder, "model_index.json", "id2label")
-    _check(index.get("sampling", {}), _SAMPLING, folder, "model_index.json", "sampling")
+    _check(index.get("sampling", {}), SAMPLING_FORM, folder, "model_index.json", "sampling")
     unet, scheduler = (
         without_nulls(_read(folder, file)) for file in ("unet/config.json", "scheduler/scheduler_config.json")
     )

@@ -18,7 +18,7 @@ from trainer import Trainer
 
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 LOSSES = ("loss", *(f"loss_q{quartile + 1}" for quartile in range(QUARTILES)))  # q1: the least noise
-# Numbers before the bar, which gets what is left: all of them are to be seen in a terminal of 80 columns.
+# Numbers before the bar, which gets what is left: a terminal of 80 columns has room for them, where they are not longer than usual.
 BAR = "{percentage:.0f}% {n_fmt}/{total_fmt} [{elapsed}<{remaining} {rate_fmt}{postfix}] {bar}"
 
 
