@@ -3,13 +3,17 @@
 import contextlib
 import io
 import time
+import weakref
 
 import numpy as np
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, expect
 
 PATIENCE_MS = 60_000
+STREAMS = ("/heartbeat/", "/queue/data")  # never answered to the end while a page is open
 expect.set_options(timeout=PATIENCE_MS)
+
+_unanswered: weakref.WeakKeyDictionary[Page, set] = weakref.WeakKeyDictionary()
 
 
 @contextlib.contextmanager
@@ -38,6 +42,10 @@ def visit(browser: Browser, url: str, size: tuple[int, int] = (1280, 900), dark:
         context.set_default_timeout(PATIENCE_MS)
         context.route(lambda address: not address.startswith((server, "data:", "blob:")), refuse)
         page = context.new_page()
+        _unanswered[page] = unanswered = set()
+        page.on("request", lambda request: unanswered.add(request))
+        page.on("requestfinished", lambda request: unanswered.discard(request))
+        page.on("requestfailed", lambda request: unanswered.discard(request))
         page.on("console", lambda message: message.type == "error" and errors.append(message.text))
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.goto(url)
@@ -48,14 +56,12 @@ def visit(browser: Browser, url: str, size: tuple[int, int] = (1280, 900), dark:
 
 def settled(page: Page) -> None:
     """Waits until every answer of the server that the page has asked for has come, and the page has shown it."""
-    streams = ("/heartbeat/", "/queue/data")
-    asked = """streams => performance.getEntriesByType('resource')
-        .filter(each => !streams.some(part => each.name.includes(part))).length"""
     before, deadline = None, time.monotonic() + PATIENCE_MS / 1000
     while time.monotonic() < deadline:
         page.evaluate("() => new Promise(done => requestAnimationFrame(() => setTimeout(done, 150)))")
-        now = page.evaluate(asked, list(streams)), page.locator("main").inner_text()
-        if now == before:
+        awaited = [each for each in _unanswered[page] if not any(part in each.url for part in STREAMS)]
+        now = None if awaited else page.locator("main").inner_text()
+        if now is not None and now == before:
             return
         before = now
     raise AssertionError("the page does not come to rest")
