@@ -123,6 +123,13 @@ def _add_sample(commands) -> None:
         "--guidance_scale", type=float, metavar="W", help="of the classes; 1 is none (default: the model's own)"
     )
     parser.add_argument(
+        "--guidance_interval",
+        type=_whole(0),
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="the smallest and the largest timestep that are guided (default: the model's own)",
+    )
+    parser.add_argument(
         "--seed",
         type=_whole(0, LARGEST_SEED),
         default=0,
@@ -224,6 +231,7 @@ def _sample(options) -> int:
             num_inference_steps=steps,
             sampler=options.sampler,
             guidance_scale=options.guidance_scale,
+            guidance_interval=options.guidance_interval,
             seed=options.seed + start,
             callback_on_step_end=lambda _, step, timestep, tensors: taken.append(step),
         ).images

@@ -28,6 +28,7 @@ from .evaluation_tables import (
     speed_table,
     value_and_reference,
 )
+from .metrics_file import SAMPLING_FORM
 from .model_folder import ModelFolder, last_part, read_model_folder
 from .shared_files import shared_file
 
@@ -101,17 +102,7 @@ def _metadata(model: ModelFolder, name: str, folder: Path) -> ModelCardData:
             validate_repo_id(dataset)
         except HFValidationError as error:
             raise ValueError(f"{str(folder / 'metrics.json')!r} is damaged: training.dataset: {error}") from error
-    arguments = (
-        "num_samples",
-        "seed",
-        "sampler",
-        "num_inference_steps",
-        "eta",
-        "guidance_scale",
-        "guidance_interval",
-        "extractor",
-        "reference",
-    )
+    arguments = ("num_samples", "seed", *SAMPLING_FORM, "extractor", "reference")
     results = [
         EvalResult(
             task_type=TASK,

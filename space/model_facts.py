@@ -28,6 +28,7 @@ class ModelFacts:
     height, width, channels (`int`): of its images.
     num_parameters (`int`): of the network.
     sampler (`str`), num_steps (`int`), guidance (`float`): how it is best sampled.
+    guidance_interval (`list[int]`, *optional*): the smallest and the largest timestep that are guided; `None` is all.
     card (`str`): the model card as Markdown, without its header; its pictures are inside. Empty, if there is none.
     metrics (`dict`): the figures of `metrics.json`; may be empty.
     plots (`list[Path]`): the pictures that the card does not show.
@@ -43,6 +44,7 @@ class ModelFacts:
     sampler: str
     num_steps: int
     guidance: float
+    guidance_interval: list[int] | None
     card: str
     metrics: dict
     plots: list[Path]
@@ -77,6 +79,7 @@ def model_facts(asked: str | None = None) -> ModelFacts:
         sampler=sampler,
         num_steps=num_steps,
         guidance=guidance,
+        guidance_interval=(pipeline.config.sampling or {}).get("guidance_interval"),
         card=_PICTURE.sub(lambda match: _with_picture_inside(folder, match), text),
         metrics=_metrics(folder),
         plots=[path for path in plots if path.resolve() not in shown],

@@ -254,6 +254,25 @@ class TestSample:
         assert drawn["name"] == drawn["number"]
         assert len(set(drawn.values())) == 3
 
+    def test_guidance_is_that_of_the_pipeline(self, folder, tmp_path, call):
+        pipeline = DDPMHubPipeline.from_pretrained(folder)
+        drawn = []
+        for interval in (None, (0, 20), (25, 49)):
+            flags = [] if interval is None else ["--guidance_interval", *interval]
+            asked = ["--class_labels", 1, "--num_images", 1, "--num_inference_steps", 5, "--guidance_scale", 4, *flags]
+            assert call("sample", "model", *asked, "--output", "drawn")[0] == 0
+            drawn.append(pixels(tmp_path / "drawn" / "seed_000000.png"))
+            options = {
+                "class_labels": 1,
+                "num_inference_steps": 5,
+                "guidance_scale": 4.0,
+                "guidance_interval": interval,
+            }
+            np.testing.assert_array_equal(drawn[-1], np.asarray(pipeline(seed=0, **options).images[0]))
+        assert len({image.tobytes() for image in drawn}) == 3
+        error = call("sample", "model", *asked[:-2], 30, 20)[2]
+        assert "`guidance_interval` is [30, 20]; the smaller timestep comes first." in error
+
     @pytest.mark.parametrize("channels", [1, 3, 4])
     def test_images_of_every_kind(self, channels, tmp_path, call):
         pipeline = DDPMHubPipeline(make_unet(channels, None, (8, 12)), DDPMHubScheduler(50, beta_end=0.4))

@@ -16,9 +16,14 @@ from ddpm_hub.ddpm_sampling_settings import (
     checked_sampling,
     settings_for_call,
 )
+from ddpm_hub.metrics_file import SAMPLING_FORM
 
 STORED = {"sampler": "dpm++", "num_inference_steps": 12, "guidance_scale": 2.0}
 GUIDED = {"guidance_scale": 2.0, "guidance_interval": [100, 600]}
+
+
+def test_figures_name_the_settings_that_there_are():
+    assert tuple(SAMPLING_FORM) == SETTINGS
 
 
 def chosen(stored, has_labels=True, usual=USUAL, samplers=("ddpm", "ddim", "dpm++", "unipc"), **given):

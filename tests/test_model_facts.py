@@ -30,7 +30,7 @@ def test_the_facts_of_a_model_without_a_card(folder):
     assert known.as_dict() == {
         "title": "model", "classes": ["any", "zero", "one", "two"], "num_train_timesteps": 1000, "height": 8, "width": 8,
         "channels": 1, "num_parameters": make_pipeline().unet.num_parameters(), "sampler": "ddpm", "num_steps": 100,
-        "guidance": 1.0,
+        "guidance": 1.0, "guidance_interval": None,
     }  # fmt: skip
     assert (known.card, known.metrics, known.plots) == ("", {}, [])
 

@@ -117,6 +117,7 @@ ALLOWED = {
         ".ddpm_noise_schedules",
         ".ddpm_fast_solvers",
         ".evaluation_tables",
+        ".metrics_file",
         ".model_folder",
         ".scheduling_ddpm_hub",
         ".shared_files",

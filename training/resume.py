@@ -25,6 +25,8 @@ from durable_files import write_whole
 from output_folder import check_movable, check_not_held, config_mark, is_filled, read_config
 from train_config import TrainConfig, UserError
 
+from ddpm_hub.metrics_file import SAMPLING_FORM
+
 # Options that may change from one start of a run to the next. All others change the weights or what the log compares.
 FREE_KEYS = {
     # Where things lie and how they are told: no number of the run depends on them.
@@ -33,7 +35,7 @@ FREE_KEYS = {
     # When something is written: the weights, averages, optimizer and loss log are bitwise the same.
     "checkpoint_every", "checkpoints_kept", "sample_every", "ema_snapshot_every", "validation_every",
     # How samples are drawn and judged: metrics.json tells what the last ones were drawn with.
-    "sampler", "num_inference_steps", "eta", "guidance_scale", "guidance_interval", "fidelity_samples",
+    *SAMPLING_FORM, "fidelity_samples",
     # When the run gives up: after the first bad steps, or at the first bad image of a stream. Up to there nothing differs,
     # and that the images are the same ones is checked by itself (`check_data`).
     "max_skipped_steps", "unreadable_images",
@@ -194,8 +196,7 @@ def _done(folder: Path) -> dict:
 
 def _settings(config: TrainConfig) -> dict[str, dict]:
     """Of what the two depend, as JSON has it; with another one of these, they are to be done again."""
-    judging = ("max_train_steps", "fidelity_samples", "sampler", "num_inference_steps", "eta", "guidance_scale",
-               "guidance_interval")  # fmt: skip
+    judging = ("max_train_steps", "fidelity_samples", *SAMPLING_FORM)
     publishing = ("max_train_steps", "push_to_hub")
     kept = {"judging": judging, "publishing": publishing}
     return json.loads(json.dumps({what: {key: getattr(config, key) for key in keys} for what, keys in kept.items()}))

@@ -54,6 +54,8 @@ def _table(known: ModelFacts) -> str:
     color = color.html if color else f"{known.channels}"
     names = html.escape(", ".join(known.classes[1:]))
     sampling = f"{html.escape(known.sampler)}, {known.num_steps}, w = {known.guidance:g}"
+    if known.guidance_interval:
+        sampling += " ({} ≤ t ≤ {})".format(*known.guidance_interval)
     rows = [
         (Both("Model", "模型"), html.escape(known.title)),
         (Both("Images", "图像"), f"{known.width} × {known.height}, {color}"),
