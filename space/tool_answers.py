@@ -8,10 +8,17 @@ from mcp.types import CallToolRequest, ServerResult
 
 LONGEST = 300  # characters
 KEPT_END = 100  # of them at the end, which says what is wrong
+LOST = "The answer was lost within the server: ask again."
+
+log = logging.getLogger("ddpm_hub.requests")
 
 
 def shorten_refusals(server: Server) -> None:
-    """Makes one short sentence of every refusal: MCP's library checks the arguments first, and quotes them whole, of any size."""
+    """Makes one short sentence of every refusal: MCP's library checks the arguments first, and quotes them whole, of any size.
+
+    Gradio asks itself for a tool's answer over HTTP, and all agents share that stream. It may be closed under a call that has
+    just begun, which then is cancelled without a word: such a call is made once more, since every endpoint gives the same again.
+    """
     server.request_handlers[CallToolRequest] = _shortened(server.request_handlers[CallToolRequest])
 
 
@@ -30,6 +37,9 @@ class WithoutMessages(logging.Filter):
 def _shortened(handler: Callable[[CallToolRequest], Awaitable[ServerResult]]) -> Callable:
     async def handle(request: CallToolRequest) -> ServerResult:
         answer = await handler(request)
+        if _is_lost(answer):
+            log.info("a tool is asked again: its answer was lost")
+            answer = await handler(request)
         if answer.root.isError:
             for part in answer.root.content:
                 part.text = _sentence(part.text)
@@ -38,6 +48,12 @@ def _shortened(handler: Callable[[CallToolRequest], Awaitable[ServerResult]]) ->
     return handle
 
 
+def _is_lost(answer: ServerResult) -> bool:
+    return answer.root.isError and not any(part.text.strip() for part in answer.root.content)
+
+
 def _sentence(said: str) -> str:
     words = " ".join(said.rstrip(".").split())
+    if not words:
+        return LOST
     return f"{words if len(words) < LONGEST else f'{words[: LONGEST - KEPT_END]}…{words[-KEPT_END:]}'}."
