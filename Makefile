@@ -30,9 +30,9 @@ reference: ## train the Fashion-MNIST model that ships, 2 to 3 hours of two CPU 
 test: $(VENV)/.installed browser ## run every test
 	$(BIN)/python -m pytest $(IN_TWO) $(ARGS)
 
-# Files that measure memory or use all cores come one after the other.
+# The demo's first, since it takes longest.
 stress: $(VENV)/.installed browser ## break things on purpose, at length, and report into outputs/reliability.md
-	$(BIN)/python -m pytest tests/test_stress_*.py --stress --timeout 1800 --stress-report outputs/reliability.md $(ARGS)
+	$(BIN)/python -m pytest $(IN_TWO) tests/test_stress_space.py tests/test_stress_*.py --stress --timeout 1800 --stress-report outputs/reliability.md $(ARGS)
 
 # In an environment of their own, without the pins: with RESOLUTION=lowest-direct, the oldest that pyproject.toml allows.
 versions: browser ## run every test with the newest versions, or others: PYTHON=python3.13 RESOLUTION=lowest-direct

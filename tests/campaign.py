@@ -102,6 +102,7 @@ class Reporter:
         packages = (f"{name} {importlib.metadata.version(name)}" for name in ("torch", "diffusers", "huggingface_hub"))
         asked = ["git", "describe", "--always", "--dirty", "--abbrev=7"]
         commit = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
+        rows = sorted(self.rows, key=lambda row: row["area"])  # two processes say them in any order
         lines = [
             f"Seed {self.seed}, commit {commit}, {time.strftime('%Y-%m-%d', time.gmtime())}, Python {platform.python_version()}, "
             f"{', '.join(packages)}; {(time.monotonic() - self.begun) / 60:.1f} minutes.",
@@ -109,7 +110,7 @@ class Reporter:
             "| | what was tried | times | what held |",
             "|---|---|---:|---|",
         ]
-        lines += [f"| {row['area']} | {row['tried']} | {row['times']:,} | {row['held']} |" for row in self.rows]
+        lines += [f"| {row['area']} | {row['tried']} | {row['times']:,} | {row['held']} |" for row in rows]
         lines += ["", *(f"**Failed**: `{name}`" for name in self.failed)]
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
