@@ -27,7 +27,14 @@ from datetime import timedelta
 from pathlib import Path
 
 from evaluation.options import complete, parse_options
-from launched_script import check_same_everywhere, from_main_process, one_line, run_script, wait_for_all
+from launched_script import (
+    check_same_everywhere,
+    from_main_process,
+    join_processes,
+    one_line,
+    run_script,
+    wait_for_all,
+)
 from train_config import UserError
 
 PATIENCE = timedelta(days=1)
@@ -42,12 +49,10 @@ def main(argv: list[str]) -> int:
 
 def run(options: argparse.Namespace) -> int:
     """Prepares everything that may be refused, then measures. Heavy imports wait until here: --help is quick."""
-    from accelerate import PartialState
-    from accelerate.utils import parse_flag_from_env
     from evaluation.report import read_metrics, summary, write_report
 
     # The main process compares the sets of features by itself, which may take longer than the usual ten minutes.
-    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=PATIENCE)
+    state = join_processes(timeout=PATIENCE)
     context, output = prepare(options, state)
     fingerprints = {"data": context.held.data.fingerprint, "training data": context.train.data.fingerprint}
     check_same_everywhere({**context.identity, **context.facts, **fingerprints, **vars(options)})

@@ -99,6 +99,26 @@ def one_line(error: Warning | Exception) -> str:
     return f"{type(error).__name__}: {text} (--debug shows where)"
 
 
+def join_processes(**options):
+    """accelerate's state of this process, once all processes of the run are here.
+
+    Without waiting, one that refuses what it was given ends while another still connects to it, and that one tells of the
+    lost connection in place of the mistake.
+
+    Args:
+        options: of `accelerate.PartialState`.
+
+    Raises:
+        RuntimeError: if one of them has ended.
+    """
+    from accelerate import PartialState
+    from accelerate.utils import parse_flag_from_env
+
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), **options)
+    wait_for_all(state)
+    return state
+
+
 def check_same_everywhere(settings: dict) -> None:
     """Whether all processes have the same model, libraries and options: on several machines they may not.
 

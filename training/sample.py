@@ -23,7 +23,15 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from launched_script import check_same_everywhere, from_main_process, in_turns, one_line, run_script, wait_for_all
+from launched_script import (
+    check_same_everywhere,
+    from_main_process,
+    in_turns,
+    join_processes,
+    one_line,
+    run_script,
+    wait_for_all,
+)
 from sample_options import parse_options
 from train_config import UserError
 
@@ -39,14 +47,12 @@ def main(argv: list[str]) -> int:
 
 def run(options: argparse.Namespace) -> int:
     """Prepares everything that may be refused, then draws. Heavy imports wait until here: --help is quick."""
-    from accelerate import PartialState
-    from accelerate.utils import parse_flag_from_env
     from sample_files import images_folder, write_metadata
     from sample_settings import call_arguments, check_options, chosen_classes, chosen_format, settings_of
 
     from ddpm_hub import DDPMHubPipeline
 
-    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+    state = join_processes()
     try:
         dtype = check_options(options, state.device)
         hub = {} if options.revision is None else {"revision": options.revision}

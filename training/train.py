@@ -28,6 +28,7 @@ from checkpoints import CHECKPOINTS, newest_checkpoint
 from config_parser import parse_config
 from durable_files import write_whole
 from evaluation.files import remove_evaluation
+from launched_script import join_processes
 from output_folder import check_output, claim_output
 from resume import Found, check_data, check_precision, find_run, is_finished, note_done
 from stop_signal import INTERRUPTED, STOPPED
@@ -103,11 +104,11 @@ def run(config: TrainConfig, output: Path, found: Found) -> int:
 
 def make_accelerator(config: TrainConfig, output: Path):
     """accelerate, set up as the configuration asks."""
-    from accelerate import Accelerator, PartialState
-    from accelerate.utils import ProjectConfiguration, TorchDynamoPlugin, parse_flag_from_env
+    from accelerate import Accelerator
+    from accelerate.utils import ProjectConfiguration, TorchDynamoPlugin
     from machine import resolve_precision
 
-    device = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU")).device
+    device = join_processes().device
     accelerator = Accelerator(
         mixed_precision=resolve_precision(config.mixed_precision, device),
         gradient_accumulation_steps=config.gradient_accumulation_steps,
