@@ -23,6 +23,7 @@ _NO_MEMORY = ("can't allocate memory", "bad_alloc", "could not create a memory",
               "could not execute a primitive")  # fmt: skip
 
 _ANY_NUMBER = 2**30
+_ALIGNMENT = 64  # bytes; that of what torch allocates on a CPU
 _compiling = threading.Lock()
 
 
@@ -155,6 +156,17 @@ def with_embeddings_of(unet: UNet2DModel, timesteps: list[int], dtype: torch.dty
 
 def _is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(sign in str(error) for sign in _NO_MEMORY)
+
+
+def align_weights(unet: torch.nn.Module) -> None:
+    """Moves the weights on a CPU that lie elsewhere than torch would have allocated them.
+
+    A file that is mapped into memory has them at any address, and on AMD's processors MKL rounds a matrix product by the address
+    of its factors: without this, a model that was saved and loaded draws other last bits than before.
+    """
+    for weight in unet.parameters():
+        if weight.device.type == "cpu" and weight.data_ptr() % _ALIGNMENT:
+            weight.data = weight.data.clone()
 
 
 # --- fast=True ---

@@ -36,7 +36,7 @@ from .ddpm_hub_loading import load_parts
 from .ddpm_hub_upload import Publication, upload_folder
 from .ddpm_image_formats import check_output_type, decode_images
 from .ddpm_interruption import RunningCalls
-from .ddpm_network_calls import CompiledNetwork, NetworkCalls
+from .ddpm_network_calls import CompiledNetwork, NetworkCalls, align_weights
 from .ddpm_noise_schedules import log_alphas_cumprod  # noqa: F401
 from .ddpm_noise_sources import DrawnNoise, NoiseSource, seeded
 from .ddpm_sample_arithmetic import draw_noise  # noqa: F401
@@ -90,6 +90,7 @@ class DDPMHubPipeline(DDPMEditing, DiffusionPipeline):
     ):
         super().__init__()
         _check_scheduler(scheduler)
+        align_weights(unet)
         self.register_modules(unet=unet, scheduler=scheduler)
         sampling = checked_sampling(sampling, scheduler, self.num_classes)
         self.register_to_config(id2label=checked_names(id2label, self.num_classes), sampling=sampling)
