@@ -1,15 +1,16 @@
 """Trains ours, the documentation's loop and lucidrains' for the same time on the same data, and compares their images.
 
     python benchmarks/equal_time.py --dataset zalando-datasets/fashion_mnist [--preset fashion_mnist] [--minutes 30]
-        [--num_samples 1000] [--contenders ours documentation lucidrains] [--output outputs/equal_time]
+        [--num_samples 1000] [--contenders ours documentation documentation_tuned lucidrains] [--output outputs/equal_time]
         [--store MODEL]
 
 One after another, each in a process of its own with all threads. "ours" is the preset, with as many steps as should fit into the
 time, so that its rate has fallen to zero at the end; the others then have the time that it really took. "documentation" is the
-loop that diffusers' documentation teaches, with our U-Net, its batch size and its classes; "lucidrains" the package
-denoising-diffusion-pytorch, where it is installed, with as many channels (see training_contenders.py). The time is that of
-training alone: reading the data, and drawing, do not count. Images are drawn from the averaged weights, ours as the preset says
-and the others with DDIM in 50 steps.
+loop that diffusers' documentation teaches, with our U-Net and batch size: a rate of 0.0001, no classes, no average of the
+weights; "documentation_tuned" the same with the preset's rate and classes and with diffusers' EMAModel; "lucidrains" the
+package denoising-diffusion-pytorch, where it is installed, with as many channels (see training_contenders.py). The time is that
+of training alone: reading the data, and drawing, do not count. Images are drawn from the averaged weights, where there are any,
+ours as the preset says and the others with DDIM in 50 steps.
 
 FID is of the features of the package's classifier, against all training images; beside it stands that of as many real images,
 training ones and unseen ones. A contender whose images are in `--output` is not trained again. Writes a grid of each as PNG; --store
@@ -32,7 +33,16 @@ from safetensors.torch import load_file, save_file
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "training")]
 
-CONTENDERS = {"ours": "ours", "documentation": "documentation, float32", "lucidrains": "lucidrains, float32"}
+LOOPS = {
+    "ours": "ours",
+    "documentation": "documentation, float32",
+    "documentation_tuned": "documentation, float32",
+    "lucidrains": "lucidrains, float32",
+}
+AS_TAUGHT = (
+    *("--learning_rate", "0.0001", "--ema_decays", "[0]"),
+    *("--class_conditional", "false", "--guidance_scale", "1", "--fidelity_samples", "0"),
+)
 TIMED_STEPS = 40
 CHUNK = 100  # images that are drawn, or judged, at once
 
@@ -62,10 +72,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--preset", default="fashion_mnist")
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--num_samples", type=int, default=1000)
-    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
+    parser.add_argument("--contenders", nargs="+", choices=LOOPS, default=list(LOOPS))
     parser.add_argument("--output", type=Path, default=Path("outputs/equal_time"))
     parser.add_argument("--store", type=Path)
-    parser.add_argument("--one", choices=CONTENDERS, help=argparse.SUPPRESS)
+    parser.add_argument("--one", choices=LOOPS, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
@@ -81,10 +91,11 @@ def train_one(options: argparse.Namespace) -> None:
     """Trains one loop for the time, draws, and writes the images with what was done."""
     from image_data import load_images
     from sample_grids import grid_image
-    from training_contenders import CONTENDERS as LOOPS
+    from training_contenders import CONTENDERS
 
-    build, _ = LOOPS[CONTENDERS[options.one]]
-    config, seconds = configuration(options), 60 * options.minutes
+    build, _ = CONTENDERS[LOOPS[options.one]]
+    config = configuration(options, *(AS_TAUGHT if options.one == "documentation" else ()))
+    seconds = 60 * options.minutes
     if options.one != "ours" and (taken := facts_of(options, "ours")):
         seconds = taken["seconds"]
     data = load_images(config)

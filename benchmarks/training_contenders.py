@@ -111,7 +111,10 @@ def floor(config: TrainConfig, data: ImageData, precision: str, device: torch.de
 
 
 def documentation(config: TrainConfig, data: ImageData, precision: str, device: torch.device, stack: ExitStack):
-    """What diffusers' documentation teaches, on our U-Net, without its resizing and its flips, and with its EMAModel."""
+    """What diffusers' documentation teaches, on our U-Net, without its resizing and its flips, and with its EMAModel.
+
+    Rate, batch size and classes are the configuration's; where its average is none (`ema_decays` = [0]), so is EMAModel's.
+    """
     from accelerate import Accelerator
     from diffusers import DDPMScheduler
     from diffusers.optimization import get_cosine_schedule_with_warmup
@@ -129,7 +132,8 @@ def documentation(config: TrainConfig, data: ImageData, precision: str, device: 
     optimizer = torch.optim.AdamW(unet.parameters(), lr=config.learning_rate)
     rate = get_cosine_schedule_with_warmup(optimizer, 500, 100_000)
     model, optimizer, loader, rate = accelerator.prepare(unet, optimizer, loader, rate)
-    ema = EMAModel(model.parameters(), decay=0.9999, use_ema_warmup=True, inv_gamma=1.0, power=3 / 4)
+    decay = 0.9999 if any(config.ema_decays) else 0.0
+    ema = EMAModel(model.parameters(), decay=decay, use_ema_warmup=True, inv_gamma=1.0, power=3 / 4)
     ema.to(device)
     batches = endless(loader)
     bar = stack.enter_context(tqdm())

@@ -6,9 +6,10 @@ import platform
 import time
 from collections import Counter
 
+import machine
 import pytest
 import torch
-from machine import cpu_name, describe_machine, measured_peak, resolve_precision
+from machine import cpu_name, describe_machine, idle_processors, measured_peak, resolve_precision
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -39,6 +40,36 @@ def test_a_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some GPU")
     facts = describe_machine(torch.device("cuda"), processes=2)
     assert facts == {"name": "Some GPU", "devices": 2, "torch": torch.__version__}
+
+
+@pytest.mark.parametrize(
+    ("processors", "processes", "threads", "used", "each"),
+    [(8, "1", 1, 1, 8), (8, "2", 1, 2, 4), (9, "2", 2, 4, 4), (2, None, 1, 1, 2)],
+)
+def test_idle_processors_are_told(monkeypatch, processors, processes, threads, used, each):
+    work_on(monkeypatch, processors, processes, threads)
+    count = each * int(processes or 1)
+    assert idle_processors(torch.device("cpu")) == (
+        f"Computes with {used} of {processors} processors; OMP_NUM_THREADS={each} before the command uses {count}."
+    )
+
+
+@pytest.mark.parametrize(
+    ("device", "processors", "processes", "threads"),
+    [("cpu", 1, None, 1), ("cpu", 8, "1", 8), ("cpu", 8, "8", 1), ("cpu", 9, "8", 1), ("cpu", 2, "4", 1), ("cuda", 8, "1", 1)],
+)  # fmt: skip
+def test_nothing_is_told_where_none_is_idle(monkeypatch, device, processors, processes, threads):
+    work_on(monkeypatch, processors, processes, threads)
+    assert idle_processors(torch.device(device)) is None
+
+
+def work_on(monkeypatch, processors: int, processes: str | None, threads: int) -> None:
+    monkeypatch.setattr(machine, "available_threads", lambda: processors)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    if processes is None:
+        monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    else:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
 
 
 @pytest.mark.parametrize("asked", ["no", "fp16", "bf16"])

@@ -19,6 +19,7 @@ import yaml
 from checkpoints import newest_checkpoint
 from conftest import REPOSITORY, run_python
 from huggingface_hub import ModelCard
+from machine import available_threads
 from PIL import Image
 from sklearn.neighbors import KNeighborsClassifier
 from train_config import TrainConfig
@@ -208,6 +209,13 @@ train_report.judge = compare"""
         assert result.returncode == 0, result.stderr
         line = "`label` holds integers; --label_column label trains on them as classes."
         assert (line in result.stdout.splitlines()) == said
+
+    def test_processors_that_are_left_idle_are_named(self, tmp_path):
+        processors = available_threads()
+        line = f"Computes with 1 of {processors} processors; OMP_NUM_THREADS={processors} before the command uses {processors}."
+        result = train_with("import torch; torch.set_num_threads(1)", *SMALL, "--output_dir", tmp_path / "run")
+        assert result.returncode == 0, result.stderr
+        assert (line in result.stdout.splitlines()) == (processors > 1)
 
 
 class TestRunsThatMustAgree:

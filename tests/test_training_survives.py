@@ -42,7 +42,10 @@ class TestSignals:
         step = newest_checkpoint(stopped / "checkpoints").step
         assert 17 <= step <= 19
         assert DDPMHubPipeline.from_pretrained(stopped)(num_inference_steps=1).images
-        assert trains.run(*BUSY, "--output_dir", stopped, processes=processes).returncode == 0
+        resumed = trains.run(*BUSY, "--output_dir", stopped, processes=processes)
+        assert resumed.returncode == 0
+        assert f"Going on from step {step}." in resumed.stdout
+        assert "OMP_NUM_THREADS" not in resumed.stdout, "with other threads it would not end the same"
         assert_same(stopped, quiet_runs[processes])
 
     @pytest.mark.parametrize("step", [10, 12])

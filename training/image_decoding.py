@@ -1,6 +1,5 @@
 """From what a data set holds for an image to its pixels: (C, H, W) of 8- or 16-bit unsigned integers."""
 
-import os
 import threading
 import time
 from collections import deque
@@ -17,6 +16,7 @@ import pyarrow as pa
 import torch
 from config_checks import image_size
 from dataset_tables import is_array
+from machine import available_threads
 from PIL import Image, UnidentifiedImageError
 from train_config import TrainConfig, UserError
 
@@ -254,11 +254,6 @@ def cut_middle(pixels: torch.Tensor, margin: int) -> torch.Tensor:
 def image_name(row: int, value) -> str:
     path = value.get("path") if isinstance(value, dict) else None
     return f"image {row}" + (f" ({path})" if path else "")
-
-
-def available_threads() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _read_file(path: str) -> bytes:

@@ -1,11 +1,17 @@
 """What a figure was measured on, without a word about whose machine it is; and what that machine reaches."""
 
+import os
 import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+
+
+def available_threads() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def describe_machine(device: torch.device, processes: int = 1) -> dict:
@@ -19,6 +25,25 @@ def describe_machine(device: torch.device, processes: int = 1) -> dict:
     else:
         name, count = cpu_name(), {"threads": torch.get_num_threads() * processes}
     return ({"name": name} if name else {}) | count | {"torch": torch.__version__}
+
+
+def idle_processors(device: torch.device) -> str | None:
+    """How to use the processors that are left over, where a CPU computes with fewer threads than it has processors.
+
+    `accelerate launch` gives each process one thread unless it is told otherwise, and does not say so.
+
+    Returns:
+        `str`: one sentence; `None` if nothing is left over.
+    """
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # of this run on this machine; torchrun sets it
+    threads, processors = torch.get_num_threads(), available_threads()
+    each = processors // processes
+    if device.type != "cpu" or each <= threads:
+        return None
+    return (
+        f"Computes with {processes * threads} of {processors} processors; OMP_NUM_THREADS={each} before the command uses "
+        f"{processes * each}."
+    )
 
 
 def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:

@@ -20,7 +20,8 @@ from pathlib import Path
 import numpy as np
 from durable_files import sync_folder
 from huggingface_hub.constants import HF_HOME
-from image_decoding import EncodedImages, ImageLayout, available_threads
+from image_decoding import EncodedImages, ImageLayout
+from machine import available_threads
 from pixel_file import NO_ROOM, PixelFile, has_room
 from tqdm.auto import tqdm
 from train_config import TrainConfig, UserError

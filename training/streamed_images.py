@@ -20,11 +20,11 @@ from example_source import Example, ExampleSource, Place
 from image_decoding import (
     ImageDecoder,
     UnreadableImageError,
-    available_threads,
     crop_margin,
     cut_middle,
     prepared_size,
 )
+from machine import available_threads
 from pixel_cache import cache_folder, cache_key
 from random_batches import generator
 from train_config import TrainConfig, UserError

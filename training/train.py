@@ -152,6 +152,7 @@ def check_launcher(config: TrainConfig, accelerator) -> None:
 
 def train_and_judge(config: TrainConfig, data, validation, pipeline, accelerator, output: Path, found: Found) -> int:
     """Trains in all processes, and says how it ended."""
+    from machine import idle_processors
     from train_log import NotFiniteError
     from train_report import print_plan
     from training_loop import train
@@ -164,6 +165,8 @@ def train_and_judge(config: TrainConfig, data, validation, pipeline, accelerator
             print_plan(config, data, pipeline)
             if found.checkpoint is not None:
                 print(f"Going on from step {found.checkpoint.step:,}.", flush=True)
+            elif hint := idle_processors(accelerator.device):
+                print(hint, flush=True)
         accelerator.init_trackers(config.tracker_project, {key: str(value) for key, value in vars(config).items()})
         figures, averaged = train(config, data, validation, pipeline, accelerator, output, found.checkpoint)
         if averaged is None:
