@@ -4,20 +4,23 @@
         [--num_samples 1000] [--contenders ours documentation documentation_tuned lucidrains] [--output outputs/equal_time]
         [--store MODEL]
 
-One after another, each in a process of its own with all threads. "ours" is the preset, with as many steps as should fit into the
-time, so that its rate has fallen to zero at the end; the others then have the time that it really took. "documentation" is the
-loop that diffusers' documentation teaches, with our U-Net and batch size: a rate of 0.0001, no classes, no average of the
-weights; "documentation_tuned" the same with the preset's rate and classes and with diffusers' EMAModel; "lucidrains" the
-package denoising-diffusion-pytorch, where it is installed, with as many channels (see training_contenders.py). The time is that
-of training alone: reading the data, and drawing, do not count. Images are drawn from the averaged weights, where there are any,
-ours as the preset says and the others with DDIM in 50 steps.
+One after another, each in a process of its own with OMP_NUM_THREADS threads. "ours" is the preset; "documentation" the loop that
+diffusers' documentation teaches, with our U-Net and batch size: a rate of at most 0.0001 after 500 steps of warm-up, no classes, no
+average of the weights; "documentation_tuned" the same with the preset's rate, warm-up and classes and with diffusers' EMAModel;
+"lucidrains" the package denoising-diffusion-pytorch with its defaults and as many channels (see training_contenders.py), which
+has to be installed (`pip install denoising-diffusion-pytorch==2.3.4`).
+
+The time is that of training alone: reading the data, and drawing, do not count. Of loops whose rate falls, as many steps are done
+as should fit into it, so that the rate is zero at the end; the others train for as long as ours really took. The others draw with
+DDIM in 50 steps, which both packages offer; ours draws as its preset says, and in a second row as the others do, without guidance.
 
 FID is of the features of the package's classifier, against all training images; beside it stands that of as many real images,
-training ones and unseen ones. A contender whose images are in `--output` is not trained again. Writes a grid of each as PNG; --store
-writes the table into a model's folder, where its card shows it.
+training ones and unseen ones. A contender whose images are in `--output` is not trained again; images of other options, or from
+another machine, are refused. Writes a grid of each as PNG; --store writes the table into a model's folder, where its card shows it.
 """
 
 import argparse
+import importlib.util
 import json
 import subprocess
 import sys
@@ -25,6 +28,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors import safe_open
@@ -33,16 +37,36 @@ from safetensors.torch import load_file, save_file
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "training")]
 
-LOOPS = {
-    "ours": "ours",
-    "documentation": "documentation, float32",
-    "documentation_tuned": "documentation, float32",
-    "lucidrains": "lucidrains, float32",
-}
+
+class Contender(NamedTuple):
+    """A loop of training_contenders.py and what it is given.
+
+    Attributes:
+        loop (`str`): its name there.
+        training (`str`): how it trains, for the table; `{rate}` is the preset's.
+        arguments (`tuple[str, ...]`): of the configuration, beside the preset.
+        falls (`bool`): whether its rate falls to zero at the end of a number of steps.
+    """
+
+    loop: str
+    training: str
+    arguments: tuple[str, ...] = ()
+    falls: bool = True
+
+
 AS_TAUGHT = (
-    *("--learning_rate", "0.0001", "--ema_decays", "[0]"),
+    *("--learning_rate", "0.0001", "--warmup_steps", "500", "--ema_decays", "[0]"),
     *("--class_conditional", "false", "--guidance_scale", "1", "--fidelity_samples", "0"),
 )
+CONTENDERS = {
+    "ours": Contender("ours", "the preset: rate {rate}, classes, averaged weights"),
+    "documentation": Contender("documentation, float32", "as taught: rate 0.0001, no classes, no average", AS_TAUGHT),
+    "documentation_tuned": Contender("documentation, float32", "rate {rate}, classes, averaged weights"),
+    "lucidrains": Contender(
+        "lucidrains, float32", "its defaults: rate 0.0001, no classes, averaged weights", (), False
+    ),
+}
+AS_THE_OTHERS = "ours, drawn as the others"
 TIMED_STEPS = 40
 CHUNK = 100  # images that are drawn, or judged, at once
 
@@ -53,9 +77,18 @@ def main() -> None:
     if options.one:
         train_one(options)
         return
+    if "lucidrains" in options.contenders and not importlib.util.find_spec("denoising_diffusion_pytorch"):
+        sys.exit(
+            "`--contenders` has lucidrains, but denoising-diffusion-pytorch is not installed: `pip install "
+            "denoising-diffusion-pytorch==2.3.4`, or name the other contenders."
+        )
+    if configuration(options).init_from:
+        sys.exit(
+            f"`--preset` is {options.preset!r}, which begins with another model's weights; all begin from nothing here."
+        )
     options.output.mkdir(parents=True, exist_ok=True)
     for name in options.contenders:
-        if not (options.output / f"{name}.safetensors").is_file():
+        if facts_of(options, name) is None:
             subprocess.run([sys.executable, __file__, *sys.argv[1:], "--one", name], check=True)
     from ddpm_hub.evaluation_tables import evaluation_sections
 
@@ -66,86 +99,123 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
-    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dataset", required=True, help="a folder, or a data set of the Hub")
+    parser.add_argument("--dataset", required=True)
     parser.add_argument("--preset", default="fashion_mnist")
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--num_samples", type=int, default=1000)
-    parser.add_argument("--contenders", nargs="+", choices=LOOPS, default=list(LOOPS))
+    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
     parser.add_argument("--output", type=Path, default=Path("outputs/equal_time"))
     parser.add_argument("--store", type=Path)
-    parser.add_argument("--one", choices=LOOPS, help=argparse.SUPPRESS)
+    parser.add_argument("--one", choices=CONTENDERS, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
 def configuration(options: argparse.Namespace, *more: str):
-    """The preset on this data."""
+    """The preset on the data set of the command line."""
     from config_parser import parse_config
 
     preset = str(REPOSITORY / "training" / "configs" / f"{options.preset}.yaml")
     return parse_config(["--config", preset, "--dataset_name", options.dataset, *more])
 
 
+def asked(options: argparse.Namespace) -> dict:
+    """What all contenders must have in common."""
+    from machine import describe_machine
+
+    names = ("dataset", "preset", "minutes", "num_samples")
+    return {name: getattr(options, name) for name in names} | {"machine": describe_machine(torch.device("cpu"))}
+
+
 def train_one(options: argparse.Namespace) -> None:
     """Trains one loop for the time, draws, and writes the images with what was done."""
     from image_data import load_images
     from sample_grids import grid_image
-    from training_contenders import CONTENDERS
+    from training_contenders import CONTENDERS as LOOPS
+    from training_contenders import PEERS_STEPS
 
-    build, _ = CONTENDERS[LOOPS[options.one]]
-    config = configuration(options, *(AS_TAUGHT if options.one == "documentation" else ()))
-    seconds = 60 * options.minutes
+    contender = CONTENDERS[options.one]
+    build, _ = LOOPS[contender.loop]
+    config, seconds = configuration(options, *contender.arguments), 60 * options.minutes
     if options.one != "ours" and (taken := facts_of(options, "ours")):
         seconds = taken["seconds"]
-    data = load_images(config)
+    data, device = load_images(config), torch.device("cpu")
     with ExitStack() as stack:
-        if options.one == "ours":
+        steps = None
+        if contender.falls:
             with ExitStack() as timed:
-                steps = round(seconds / seconds_per_step(build(config, data, "no", torch.device("cpu"), timed)))
-            warm_up = min(config.warmup_steps, steps)
-            config = configuration(options, "--max_train_steps", str(steps), "--warmup_steps", str(warm_up))
-            loop = build(config, data, "no", torch.device("cpu"), stack)
-            begun = time.perf_counter()
-            for _ in range(steps):
-                loop.step()
-        else:
-            loop, steps = build(config, data, "no", torch.device("cpu"), stack), 0
-            begun = time.perf_counter()
-            while time.perf_counter() - begun < seconds:
-                loop.step()
-                steps += 1
+                steps = round(seconds / seconds_per_step(build(config, data, "no", device, timed)))
+            length = ("--max_train_steps", str(steps), "--warmup_steps", str(min(config.warmup_steps, steps)))
+            config = configuration(options, *contender.arguments, *length)
+        loop, done = build(config, data, "no", device, stack), 0
+        begun = time.perf_counter()
+        while done < steps if steps else time.perf_counter() - begun < seconds:
+            loop.step()
+            done += 1
         trained = time.perf_counter() - begun
-        pixels = torch.cat(list(drawn(loop, data, options.num_samples)))
         facts = {
             "seconds": trained,
-            "steps": steps,
-            "images": steps * config.batch_size,
+            "trained_on": done * config.batch_size,
             "parameters": sum(p.numel() for p in loop.network.parameters()),
+            "training": contender.training.format(rate=configuration(options).learning_rate),
         }
-        grid_image(pixels[:: max(1, len(pixels) // 80)][:80], 10).save(options.output / f"{options.one}.png")
+        plainly = f"DDIM, {PEERS_STEPS} steps, without guidance"
+        if options.one == "ours":
+            settings = {
+                "sampler": "ddim",
+                "num_inference_steps": PEERS_STEPS,
+                "guidance_scale": 1,
+                "guidance_interval": None,
+            }
+            drawn_by = {"ours": (as_words(config), {}), AS_THE_OTHERS: (plainly, settings)}
+        else:
+            drawn_by = {options.one: (plainly, {})}
+        pixels = {name: torch.cat(list(drawn(loop, data, options, more))) for name, (_, more) in drawn_by.items()}
+        facts["drawn"] = {name: words for name, (words, _) in drawn_by.items()}
+        mine = pixels[options.one]
+        grid_image(mine[:: max(1, len(mine) // 80)][:80], 10).save(options.output / f"{options.one}.png")
         save_file(
-            {"pixels": pixels.contiguous()}, options.output / f"{options.one}.safetensors", {"facts": json.dumps(facts)}
+            {name: images.contiguous() for name, images in pixels.items()},
+            options.output / f"{options.one}.safetensors",
+            {"facts": json.dumps(facts), "asked": json.dumps(asked(options))},
         )
 
 
+def as_words(config) -> str:
+    """How the preset draws."""
+    from ddpm_hub.evaluation_tables import drawn_with
+
+    return drawn_with(config.sampling(config.class_conditional)).replace("`", "")  # the table makes Markdown of it
+
+
 def facts_of(options: argparse.Namespace, name: str) -> dict | None:
-    """What a contender did, `None` if it has not been trained."""
+    """What a contender did, `None` if it has not been trained.
+
+    Ends the program if it was trained otherwise than is asked for now.
+    """
     path = options.output / f"{name}.safetensors"
     if not path.is_file():
         return None
     with safe_open(path, framework="pt") as file:
-        return json.loads(file.metadata()["facts"])
+        metadata = file.metadata()
+    earlier, now = json.loads(metadata.get("asked", "{}")), asked(options)
+    if changed := [key for key in now if earlier.get(key) != now[key]]:
+        sys.exit(
+            f"{path} was made with other options ({', '.join(f'{key}: {earlier.get(key)}' for key in changed)}); choose another "
+            f"`--output`, or remove that file."
+        )
+    return json.loads(metadata["facts"])
 
 
-def drawn(loop, data, count: int) -> Iterator[torch.Tensor]:
+def drawn(loop, data, options: argparse.Namespace, settings: dict) -> Iterator[torch.Tensor]:
     """Images of classes in the proportions of the data, where the loop has classes."""
-    labels = (
-        None if data.labels is None else data.labels.sort().values[torch.arange(count) * len(data) // count].tolist()
-    )
+    count = options.num_samples
+    labels = None
+    if data.labels is not None:
+        labels = data.labels.sort().values[torch.arange(count) * len(data) // count].tolist()
     for start in range(0, count, CHUNK):
         some = None if labels is None else labels[start : start + CHUNK]
-        yield loop.draw(min(CHUNK, count - start), some, start)
+        yield loop.draw(min(CHUNK, count - start), some, start, **settings)
 
 
 def seconds_per_step(loop) -> float:
@@ -163,7 +233,6 @@ def compared(options: argparse.Namespace) -> dict:
     from evaluation.distances import frechet_distance
     from evaluation.extractors import DomainExtractor
     from image_data import load_images
-    from machine import describe_machine
 
     config = configuration(options)
     data, unseen = load_images(config), load_images(configuration(options, "--split", "test"))
@@ -180,9 +249,10 @@ def compared(options: argparse.Namespace) -> dict:
     rows = []
     for name in options.contenders:
         facts = facts_of(options, name)
-        pixels = load_file(options.output / f"{name}.safetensors")["pixels"][: options.num_samples]
-        done = {"parameters": facts["parameters"], "trained_on": facts["images"], "seconds": round(facts["seconds"])}
-        rows.append({"images": name, **done, "fid": frechet_distance(reference, features(pixels))})
+        pixels, ways = load_file(options.output / f"{name}.safetensors"), facts.pop("drawn")
+        for images, drawn_with in ways.items():
+            fid = frechet_distance(reference, features(pixels[images]))
+            rows.append({"images": images, **facts, "drawn": drawn_with, "fid": fid})
     for name, images in (("training images", data), ("unseen images", unseen)):
         rows.append({"images": name, "fid": frechet_distance(reference, features(some_of(images)))})
     return {
@@ -192,7 +262,7 @@ def compared(options: argparse.Namespace) -> dict:
         "extractor": extractor.facts.name,
         "extractor_sha256": extractor.facts.sha256,
         "resize": extractor.facts.resize,
-        "machine": describe_machine(torch.device("cpu")),
+        "machine": asked(options)["machine"],
         "rows": rows,
     }
 

@@ -52,13 +52,14 @@ class Loop(NamedTuple):
         flops_per_image (`int`): floating-point operations that an image costs.
         network (`torch.nn.Module`)
         draw: `draw(count, labels, seed)` draws images from the averaged weights, `uint8`, shape (count, C, H, W); `None` of the
-            floor. Our model is sampled as its configuration says, the others with DDIM in 50 steps, which both offer.
+            floor. Our model is sampled as its configuration says, or as further arguments of its pipeline say; the others with
+            DDIM in 50 steps, which both offer.
     """
 
     step: Callable[[], None]
     flops_per_image: int
     network: torch.nn.Module
-    draw: Callable[[int, list[int] | None, int], torch.Tensor] | None
+    draw: Callable[..., torch.Tensor] | None
 
 
 def ours(config: TrainConfig, data: ImageData, precision: str, device: torch.device, stack: ExitStack):
@@ -67,14 +68,15 @@ def ours(config: TrainConfig, data: ImageData, precision: str, device: torch.dev
     trainer.start()
     stack.callback(trainer.batches.close)
 
-    def draw(count: int, labels: list[int] | None, seed: int) -> torch.Tensor:
+    def draw(count: int, labels: list[int] | None, seed: int, **settings) -> torch.Tensor:
         from ddpm_hub import DDPMHubPipeline
 
         trainer.unet.load_state_dict(trainer.averages.state(trainer.averages.names[0]), strict=False)
         pipeline = DDPMHubPipeline(trainer.unet.eval(), build_scheduler(config))
         pipeline.set_progress_bar_config(disable=True)
         options = {"class_labels": labels} if labels else {"batch_size": count}
-        return to_bytes(pipeline(**options, **config.sampling(bool(labels)), seed=seed, output_type="sample").images)
+        options |= config.sampling(bool(labels)) | settings
+        return to_bytes(pipeline(**options, seed=seed, output_type="sample").images)
 
     return Loop(trainer.step, training_flops_per_image(trainer.unet), trainer.unet, draw)
 
@@ -113,7 +115,7 @@ def floor(config: TrainConfig, data: ImageData, precision: str, device: torch.de
 def documentation(config: TrainConfig, data: ImageData, precision: str, device: torch.device, stack: ExitStack):
     """What diffusers' documentation teaches, on our U-Net, without its resizing and its flips, and with its EMAModel.
 
-    Rate, batch size and classes are the configuration's; where its average is none (`ema_decays` = [0]), so is EMAModel's.
+    Rate, warm-up, number of steps, batch size and classes are the configuration's; with `ema_decays` = [0] there is no EMAModel.
     """
     from accelerate import Accelerator
     from diffusers import DDPMScheduler
@@ -130,11 +132,12 @@ def documentation(config: TrainConfig, data: ImageData, precision: str, device: 
     scheduler = DDPMScheduler(config.num_train_timesteps, beta_schedule="linear")
     loader = DataLoader(PillowImages(data), batch_size=config.batch_size, shuffle=True, drop_last=True)
     optimizer = torch.optim.AdamW(unet.parameters(), lr=config.learning_rate)
-    rate = get_cosine_schedule_with_warmup(optimizer, 500, 100_000)
+    rate = get_cosine_schedule_with_warmup(optimizer, config.warmup_steps, config.max_train_steps)
     model, optimizer, loader, rate = accelerator.prepare(unet, optimizer, loader, rate)
-    decay = 0.9999 if any(config.ema_decays) else 0.0
-    ema = EMAModel(model.parameters(), decay=decay, use_ema_warmup=True, inv_gamma=1.0, power=3 / 4)
-    ema.to(device)
+    ema = None
+    if any(config.ema_decays):
+        ema = EMAModel(model.parameters(), decay=0.9999, use_ema_warmup=True, inv_gamma=1.0, power=3 / 4)
+        ema.to(device)
     batches = endless(loader)
     bar = stack.enter_context(tqdm())
 
@@ -154,7 +157,8 @@ def documentation(config: TrainConfig, data: ImageData, precision: str, device: 
             rate.step()
             optimizer.zero_grad()
         if accelerator.sync_gradients:
-            ema.step(model.parameters())
+            if ema:
+                ema.step(model.parameters())
             bar.update(1)
         bar.set_postfix(loss=loss.detach().item(), lr=rate.get_last_lr()[0])
 
@@ -162,7 +166,8 @@ def documentation(config: TrainConfig, data: ImageData, precision: str, device: 
     def draw(count: int, labels: list[int] | None, seed: int) -> torch.Tensor:
         from diffusers import DDIMScheduler
 
-        ema.copy_to(unet.parameters())
+        if ema:
+            ema.copy_to(unet.parameters())
         sampler = DDIMScheduler.from_config(scheduler.config)
         sampler.set_timesteps(PEERS_STEPS)
         x = torch.randn((count, *data.image_shape), generator=torch.Generator().manual_seed(seed)).to(device)
@@ -211,6 +216,7 @@ def lucidrains(config: TrainConfig, data: ImageData, precision: str, device: tor
     from denoising_diffusion_pytorch import GaussianDiffusion, Trainer, Unet
     from torch.utils.flop_counter import FlopCounterMode
 
+    torch.manual_seed(0)
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
     for number, image in enumerate(PillowImages(data).images):
         image.save(folder / f"{number}.png")

@@ -257,15 +257,18 @@ def _equal_time(metrics: dict) -> Section | None:
     found = metrics.get("equal_time", {})
     columns = {
         "Images": lambda row: plain(row.get("images", "")),
+        "Training": lambda row: plain(row.get("training", "")),
+        "Drawn with": lambda row: plain(row.get("drawn", "")),
         "Parameters": lambda row: _figure(row, "parameters"),
         "Trained on": lambda row: _of(row, "trained_on", "{} images"),
         "Seconds": lambda row: _figure(row, "seconds"),
         "FID": lambda row: _figure(row, "fid"),
     }
     text = (
-        f"Training loops from nothing, for the same wall-clock time on the same data and machine"
-        f"{': ' + machine(found['machine']) if found.get('machine') else ''}; between them and this model lies the rest of its "
-        f"training. {_judged(found)}"
+        f"Training loops that all begin from nothing, after the same wall-clock time on the same data and machine"
+        f"{': ' + machine(found['machine']) if found.get('machine') else ''}. None of them is this model, which was trained for "
+        f"longer. *ours* is the recipe that its training began with; *documentation* the loop that diffusers' documentation "
+        f"teaches; *lucidrains* the package denoising-diffusion-pytorch. {_judged(found)}"
     )
     return _section("Other loops, after the same time", text, columns, found.get("rows", []))
 

@@ -58,6 +58,7 @@ METRICS = {
         "dataset": str,  # an id of the Hub or the name of a local folder
         "dataset_on_hub": bool,
         "init_from_on_hub": bool,  # whether training began with the weights of a repository of the Hub
+        "earlier": {"steps": int, "images": int, "seconds": float},  # that went into the weights it began with
         "machine": _MACHINE,
     },
     "samples": {  # the grid of the last step
@@ -174,6 +175,8 @@ METRICS = {
         "rows": [
             {
                 "images": str,  # of which loop, or which real ones
+                "training": str,  # in a few words
+                "drawn": str,  # likewise
                 "parameters": int,
                 "trained_on": int,  # images
                 "seconds": float,  # of training alone

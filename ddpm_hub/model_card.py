@@ -247,14 +247,16 @@ def _use(model: ModelFolder, scheduler) -> dict:
     steps = possible_steps(scheduler, own.get("num_inference_steps", 100) if is_ddpm else 100)
     labels = [k % len(model.class_names) for k in range(SAMPLES)] if model.class_names else None
     is_picture = channels in (1, 3, 4)
-    output = [] if is_picture and model.unet.get("out_channels") == channels else ['output_type="np"']
+    output = [] if is_picture else ['output_type="np"']
+    # DDPMPipeline makes pictures of all channels of the network.
+    stock_output = output if model.unet.get("out_channels") == channels else ['output_type="np"']
     arguments = [f"num_inference_steps={steps}"]
     subject = f"class_labels={labels}" if labels else f"batch_size={SAMPLES}"
     return {
         "labels": labels,
         # What is stored with the model need not be said.
         "arguments": ", ".join([subject, *([] if "num_inference_steps" in own else arguments), *output]),
-        "stock_arguments": ", ".join([f"batch_size={SAMPLES}", *arguments, *output]),
+        "stock_arguments": ", ".join([f"batch_size={SAMPLES}", *arguments, *stock_output]),
         "batch_size": SAMPLES,
         "solver_steps": min(SOLVER_STEPS, len(scheduler)),
         "loop_steps": steps if solver is None else min(SOLVER_STEPS, len(scheduler)),

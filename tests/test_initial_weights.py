@@ -1,5 +1,6 @@
 """`--init_from`: training begins with the weights of another model, or is refused before the data is read."""
 
+import json
 import shutil
 import signal
 from types import SimpleNamespace
@@ -9,7 +10,7 @@ import torch
 from build_model import build_scheduler, build_unet
 from conftest import run_python
 from hub_server import HubServer
-from initial_weights import copy_weights, load_initial_model, other_schedule
+from initial_weights import copy_weights, earlier_training, load_initial_model, other_schedule
 from output_folder import check_output
 from safetensors.torch import load_file
 from train_config import TrainConfig, UserError
@@ -41,6 +42,19 @@ def source(tmp_path_factory):
             parameter.normal_(std=0.1)
     DDPMHubPipeline(unet, build_scheduler(own), {n: str(n) for n in range(10)}).save_pretrained(folder)
     return folder
+
+
+def test_what_went_into_the_weights_is_added_up(source, tmp_path):
+    """A chain of three trainings; a folder that does not say adds nothing, nor does one that is gone."""
+    shutil.copytree(source, tmp_path / "model")
+    assert earlier_training(config(tmp_path / "model")) == {}
+    (tmp_path / "model" / "config.yaml").write_text("batch_size: 32\n", encoding="utf-8")
+    own = {"steps": 10, "seconds": 2.5, "earlier": {"steps": 1, "images": 64, "seconds": 1.0}}
+    (tmp_path / "model" / "metrics.json").write_text(json.dumps({"training": own}), encoding="utf-8")
+    assert earlier_training(config(tmp_path / "model")) == {"steps": 11, "images": 384, "seconds": 3.5}
+    shutil.rmtree(tmp_path / "model")
+    assert earlier_training(config(tmp_path / "model")) == {}
+    assert earlier_training(TrainConfig()) == {}
 
 
 @pytest.mark.parametrize("classes", [10, 9, 12, 0])

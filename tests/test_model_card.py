@@ -23,7 +23,7 @@ from ddpm_hub.shared_files import shared_file
 MACHINE = {"name": "Some CPU", "threads": 13, "torch": "9.8.7"}
 METRICS = {
     "training": {"steps": 311, "seconds": 312.5, "images_per_second": 313.25, "share_of_peak": 0.3125, "loss": 0.314, "num_images": 315,
-                 "dataset": "petals", "dataset_on_hub": False, "machine": MACHINE},
+                 "earlier": {"steps": 3161, "images": 3162, "seconds": 316.25}, "dataset": "petals", "dataset_on_hub": False, "machine": MACHINE},
     "samples": {"file": "samples/step_000311.png", "num_samples": 321, "seed": 7000, "num_inference_steps": 323,
                 "eta": 0.3235, "guidance_scale": 3.235, "class_in_each_column": True},
     "evaluation": [{"type": "class_fidelity", "name": "Class fidelity", "description": "what was seen", "value": 0.331,
@@ -241,6 +241,16 @@ for name, snippets in json.load(open("snippets.json")).items():
 
 
 class TestSnippets:
+    def test_a_learned_variance_is_no_channel_of_the_pictures(self, tmp_path):
+        """The pipeline cuts it off and gives pictures; the network of `stock` has it still."""
+        pipeline = make_pipeline(num_class_embeds=None)
+        unet = UNet2DModel(**{**pipeline.unet.config, "out_channels": 2})
+        DDPMHubPipeline(unet, DDPMHubScheduler(variance_type="learned_range")).save_pretrained(tmp_path)
+        card = render_card(tmp_path, "me/it").content
+        assert card.count("images = pipeline(batch_size=4, num_inference_steps=100).images") == 2
+        assert 'images[0].save("sample.png")' in card
+        assert 'images = pipeline(batch_size=4, num_inference_steps=100, output_type="np").images' in card
+
     def test_they_run_with_the_settings_of_the_fast_solver(self, tmp_path):
         snippets = {}
         for name, (unet, schedule) in MODELS.items():

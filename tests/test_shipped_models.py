@@ -1,5 +1,6 @@
 """The models that come with the package: finished repositories, which draw what they are asked for, without a network."""
 
+import hashlib
 import math
 import shutil
 from pathlib import Path
@@ -8,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import run_python
+from PIL import Image
 
 import ddpm_hub
 from ddpm_hub import DDPMHubPipeline, shipped_model
-from ddpm_hub.ddpm_hub_layout import CODE_FILES, check_folder, main_files
+from ddpm_hub.ddpm_hub_layout import CODE_FILES, WEIGHTS, check_folder, main_files
 from ddpm_hub.domain_classifier import ShippedClassifier
 from ddpm_hub.model_card import render_card
 from ddpm_hub.model_folder import read_model_folder
@@ -45,6 +47,29 @@ def test_its_card_has_a_grid_and_figures(folder):
     assert model.dtype == "float16"
     assert any(folder.glob("samples/*.png"))
     assert any(folder.glob("plots/*.png"))
+
+
+def test_its_figures_are_of_these_files(folder):
+    found = read_model_folder(folder).metrics["model"]["sha256"]
+    assert found == {path: hashlib.sha256((folder / path).read_bytes()).hexdigest() for path in found}
+    assert WEIGHTS in found
+
+
+def test_its_grid_is_drawn_by_these_weights(folder):
+    """The first row, from seeds 0 to 9: float16 and another processor's roundings are worth less than a grey level in the mean."""
+    model = read_model_folder(folder)
+    with Image.open(folder / model.metrics["samples"]["file"]) as picture:
+        grid = np.asarray(picture.convert("L")).astype(int)
+    pipeline = DDPMHubPipeline.from_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    images = pipeline(class_labels=list(range(10)), seed=0, output_type="np").images
+    drawn = (images[..., 0] * 255).round().astype(int)
+    width = drawn.shape[2]
+    scale = grid.shape[1] // (10 * (width + 1) - 1)  # a pixel lies between two columns
+    grid = grid[::scale, ::scale]
+    for number, image in enumerate(drawn):
+        shown = grid[: image.shape[0], number * (width + 1) :][:, :width]
+        assert abs(shown - image).mean() < 2, f"column {number}"
 
 
 def test_plain_diffusers_draws_the_same_by_trust(folder, tmp_path):

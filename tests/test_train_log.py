@@ -39,6 +39,15 @@ class TestStepTotals:
         assert read["grad_norm"] == pytest.approx(np.mean([s[2] for s in steps]), rel=1e-5)
         assert read["skipped_steps"] == 0
 
+    def test_of_draws_by_importance_the_means_are_those_of_a_uniform_t(self, totals):
+        """t = 0 is drawn four times as often as its share, and weighs a quarter."""
+        timesteps, losses = torch.tensor([0, 0, 0, 0, 1, 9]), torch.tensor([8.0, 8.0, 8.0, 8.0, 2.0, 5.0])
+        weights = torch.tensor([0.25, 0.25, 0.25, 0.25, 1.0, 1.0])
+        totals.add(1, timesteps, losses, torch.tensor(1.0), weights)
+        read = totals.read()
+        # (8 + 2 + 5)/3 and (8 + 2)/2, of numbers that float32 has exactly.
+        assert (read["loss"], read["loss_q1"], read["loss_q4"]) == (5, 5, 5)
+
     def test_reading_begins_anew(self, totals):
         add(totals, 1, [0], [5.0], 1.0)
         totals.read()

@@ -11,6 +11,7 @@ from huggingface_hub import try_to_load_from_cache
 from train_config import TrainConfig, UserError
 
 from ddpm_hub import DDPMHubPipeline
+from ddpm_hub.model_folder import read_model_folder
 
 CLASSES = "class_embedding.weight"
 
@@ -94,6 +95,24 @@ def comes_from_hub(config: TrainConfig) -> bool:
         return isinstance(try_to_load_from_cache(config.init_from, "model_index.json"), str)
     except ValueError:  # not the form of a repository's name
         return False
+
+
+def earlier_training(config: TrainConfig) -> dict[str, float]:
+    """What went into the initial weights, in all: `steps`, `images` and `seconds`; empty where their folder does not say."""
+    folder = Path(_expanded(config.init_from or ""))
+    if config.init_from is None or not folder.is_dir():
+        return {}
+    try:
+        model = read_model_folder(folder)
+    except (OSError, ValueError):  # a run that goes on does not need the folder any more
+        return {}
+    training, batch_size = model.metrics.get("training", {}), model.config.get("batch_size")
+    if batch_size is None or not {"steps", "seconds"} <= training.keys():
+        return {}
+    steps, seconds = training["steps"], training["seconds"]
+    before = training.get("earlier", {})
+    own = {"steps": steps, "images": steps * batch_size, "seconds": seconds}
+    return {name: value + before.get(name, 0) for name, value in own.items()}
 
 
 def _expanded(model: str) -> str:

@@ -73,22 +73,31 @@ class StepTotals:
         # Least and largest t of the steps that were skipped in a row: of the losses that are not finite, and of all.
         self._nowhere = torch.tensor([config.num_train_timesteps, -1.0] * 2, device=accelerator.device)
         self._range, self._worst_range = self._nowhere.clone(), self._nowhere.clone()
-        self._losses = torch.zeros(2, QUARTILES, device=accelerator.device)  # sums and counts
+        self._losses = torch.zeros(2, QUARTILES, device=accelerator.device)  # sums of the losses and of their weights
 
-    def add(self, step: int, timesteps: torch.Tensor, losses: torch.Tensor, norm: torch.Tensor) -> None:
+    def add(
+        self,
+        step: int,
+        timesteps: torch.Tensor,
+        losses: torch.Tensor,
+        norm: torch.Tensor,
+        weights: torch.Tensor | None = None,
+    ) -> None:
         """Adds a step.
 
         Args:
             step (`int`): its number, from 1.
             timesteps, losses (`torch.Tensor`, shape (B,)): t and the loss of this process's images.
             norm (`torch.Tensor`, shape ()): the gradient's norm before it is scaled down.
+            weights (`torch.Tensor`, shape (B,), *optional*): importance weights; the means are those of a uniform t.
         """
+        weights = torch.ones_like(losses) if weights is None else weights
         good = norm.isfinite()
         quartile = (timesteps * QUARTILES // self._timesteps)[:, None] == self._edges
         finite = losses.isfinite()
         counted = quartile & finite[:, None] & good
-        self._losses[0] += torch.where(counted, losses[:, None], 0.0).sum(0)
-        self._losses[1] += counted.sum(0)
+        self._losses[0] += torch.where(counted, (weights * losses)[:, None], 0.0).sum(0)
+        self._losses[1] += torch.where(counted, weights[:, None], 0.0).sum(0)
         self._norm += torch.where(good, norm, 0.0)
         self._steps += good
         self._skipped += ~good
@@ -137,7 +146,7 @@ class StepTotals:
             NotFiniteError: if `max_skipped_steps` steps in a row were skipped.
         """
         rows = self._accelerator.gather(self._own()[None]).cpu().double()
-        sums, counts = rows[:, :QUARTILES].sum(0), rows[:, QUARTILES : 2 * QUARTILES].sum(0)
+        sums, weights = rows[:, :QUARTILES].sum(0), rows[:, QUARTILES : 2 * QUARTILES].sum(0)
         steps, norm, skipped, _, worst, worst_step = rows[0, 2 * QUARTILES : -8].tolist()
         if worst >= self._limit:
             low, high, lowest, highest = whole_range(rows[:, -4:]).tolist()
@@ -148,11 +157,11 @@ class StepTotals:
                 f"t from {low:.0f} to {high:.0f}"
             )
         names = [f"loss_q{q + 1}" for q in range(QUARTILES)]
-        means = dict(zip(names, (sums / counts).tolist(), strict=True))
+        means = dict(zip(names, (sums / weights).tolist(), strict=True))
         for value in (self._losses, self._steps, self._norm):
             value.zero_()
         return {
-            "loss": (sums.sum() / counts.sum()).item(),
+            "loss": (sums.sum() / weights.sum()).item(),
             **means,
             "grad_norm": norm / steps if steps else math.nan,
             "skipped_steps": int(skipped),

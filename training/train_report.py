@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from class_fidelity import class_fidelity, fit_rows, largest_fit, obstacle
 from dataset_tables import local_folder
 from image_data import ImageData
-from initial_weights import comes_from_hub
+from initial_weights import comes_from_hub, earlier_training
 from machine import describe_machine
 from sample_grids import GRID_ROWS, draw, grid_columns, grid_file
 from streamed_images import StreamedImages
@@ -26,6 +26,8 @@ def training_report(
     folder = local_folder(config)
     images = {} if data.num_images is None else {"num_images": data.num_images}
     origin = {"init_from_on_hub": comes_from_hub(config)} if config.init_from else {}
+    if earlier := earlier_training(config):
+        origin["earlier"] = earlier
     report = {
         "training": {
             **figures,

@@ -91,7 +91,8 @@ class Trainer:
         self.step_count += 1
         self.averages.update(self.step_count)
         own = torch.cat([batch.timesteps for batch in parts])
-        self.totals.add(self.step_count, own, torch.cat(losses), whole(norm))
+        own_weights = None if weights is None else torch.cat([batch.loss_weights for batch in parts])
+        self.totals.add(self.step_count, own, torch.cat(losses), whole(norm), own_weights)
         if self.timesteps.needs_losses:
             self.timesteps.update(timesteps, self._in_slot_order(torch.stack(losses)))
 

@@ -10,6 +10,7 @@ from ddpm_hub.evaluation_tables import evaluation_markdown
 from ddpm_hub.metrics_file import metrics_fault, without_nulls
 from evaluation import plots
 from evaluation.context import Context
+from evaluation.extractors import DomainExtractor
 from evaluation.files import PLOTS, TABLES, picture, remove_evaluation
 from evaluation.measure import BoundResult, SampleResult
 
@@ -164,13 +165,15 @@ def _quality_entries(context: Context, quality: dict) -> list[dict]:
     by_images = {(row["images"], row["against"]): row for row in reversed(quality["rows"])}  # the first of each
     split = context.train.split
     ours, real, noise = (by_images[name, split] for name in ("samples", context.held.split, "noise"))
+    # Whoever reads FID thinks of Inception's features, which have another scale.
+    kind = " of domain features" if isinstance(context.extractor, DomainExtractor) else ""
     entries = []
     for key, name, description in _QUALITY:
         if key not in ours:
             continue
         entry = _of_samples(quality) | {
             "type": key,
-            "name": name,
+            "name": name + (kind if key in ("fid", "kid") else ""),
             "description": description,
             "value": ours[key],
             "split": split,
