@@ -46,21 +46,25 @@ class Contender(NamedTuple):
         training (`str`): how it trains, for the table; `{rate}` is the preset's.
         arguments (`tuple[str, ...]`): of the configuration, beside the preset.
         falls (`bool`): whether its rate falls to zero at the end of a number of steps.
+        warmup_steps (`int`, *optional*): the preset's where it is not given; at most all steps.
     """
 
     loop: str
     training: str
     arguments: tuple[str, ...] = ()
     falls: bool = True
+    warmup_steps: int | None = None
 
 
 AS_TAUGHT = (
-    *("--learning_rate", "0.0001", "--warmup_steps", "500", "--ema_decays", "[0]"),
+    *("--learning_rate", "0.0001", "--ema_decays", "[0]"),
     *("--class_conditional", "false", "--guidance_scale", "1", "--fidelity_samples", "0"),
 )
 CONTENDERS = {
     "ours": Contender("ours", "the preset: rate {rate}, classes, averaged weights"),
-    "documentation": Contender("documentation, float32", "as taught: rate 0.0001, no classes, no average", AS_TAUGHT),
+    "documentation": Contender(
+        "documentation, float32", "as taught: rate 0.0001, no classes, no average", AS_TAUGHT, warmup_steps=500
+    ),
     "documentation_tuned": Contender("documentation, float32", "rate {rate}, classes, averaged weights"),
     "lucidrains": Contender(
         "lucidrains, float32", "its defaults: rate 0.0001, no classes, averaged weights", (), False
@@ -145,7 +149,8 @@ def train_one(options: argparse.Namespace) -> None:
         if contender.falls:
             with ExitStack() as timed:
                 steps = round(seconds / seconds_per_step(build(config, data, "no", device, timed)))
-            length = ("--max_train_steps", str(steps), "--warmup_steps", str(min(config.warmup_steps, steps)))
+            warmup_steps = min(contender.warmup_steps or config.warmup_steps, steps)
+            length = ("--max_train_steps", str(steps), "--warmup_steps", str(warmup_steps))
             config = configuration(options, *contender.arguments, *length)
         loop, done = build(config, data, "no", device, stack), 0
         begun = time.perf_counter()
