@@ -9,7 +9,7 @@ from collections import Counter
 import machine
 import pytest
 import torch
-from machine import cpu_name, describe_machine, idle_processors, measured_peak, resolve_precision
+from machine import cpu_name, describe_machine, idle_processors, is_of_amd, measured_peak, resolve_precision
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -78,10 +78,21 @@ def test_a_precision_that_is_named_stays(asked, device):
     assert resolve_precision(asked, torch.device(device)) == asked
 
 
-@pytest.mark.parametrize(("amx", "precision"), [(True, "bf16"), (False, "no")])
-def test_a_cpu_trains_in_bf16_if_it_has_amx(monkeypatch, amx, precision):
+@pytest.mark.parametrize(
+    ("amx", "avx512_bf16", "is_amd", "precision"),
+    [(True, True, False, "bf16"), (False, True, False, "no"), (False, True, True, "bf16"), (False, False, True, "no")],
+)
+def test_a_cpu_trains_in_bf16_where_that_is_faster(monkeypatch, amx, avx512_bf16, is_amd, precision):
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512_bf16)
+    monkeypatch.setattr(machine, "is_of_amd", lambda: is_amd)
     assert resolve_precision("auto", torch.device("cpu")) == precision
+
+
+@pytest.mark.parametrize(("vendor", "is_amd"), [("AuthenticAMD", True), ("GenuineIntel", False)])
+def test_who_made_the_processor(tmp_path, vendor, is_amd):
+    (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nvendor_id\t: {vendor}\n")
+    assert is_of_amd(tmp_path / "cpuinfo") is is_amd
 
 
 @pytest.mark.parametrize(("supported", "precision"), [(True, "bf16"), (False, "no")])

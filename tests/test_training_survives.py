@@ -256,6 +256,8 @@ def test_metrics_count_all_sessions(trains, tmp_path):
 @pytest.mark.parametrize(("flags", "environment", "message"), [
     (["--mixed_precision", "fp16"], {}, "`mixed_precision` is 'fp16', which no CPU trains in"),
     ([], {"ACCELERATE_MIXED_PRECISION": "bf16"}, "add --mixed_precision bf16, or set accelerate to 'no'"),
+    (["--compile", "true"], {}, "Add --compile false"),
+    ([], {"ACCELERATE_DYNAMO_BACKEND": "inductor"}, "set its dynamo_backend to 'no'"),
     ([], {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}, "`gradient_accumulation_steps` is 1, while accelerate is set to 4"),
 ])  # fmt: skip
 def test_a_launcher_that_asks_for_something_else_is_refused(trains, tmp_path, flags, environment, message):

@@ -82,16 +82,11 @@ def prepare(options: argparse.Namespace, state):
     """
     from evaluation.context import Context, read_data, work_folder
     from evaluation.work import Work
-    from sample_settings import check_model_options, identity
-
-    from ddpm_hub import DDPMHubPipeline
+    from sample_settings import identity, load_model
 
     try:
-        dtype = check_model_options(options, state.device)
         check_numbers(options)
-        hub = {} if options.revision is None else {"revision": options.revision}
-        pipeline = DDPMHubPipeline.from_pretrained(options.model, torch_dtype=dtype, **hub).to(state.device)
-        pipeline.set_progress_bar_config(disable=True)
+        pipeline = load_model(options, state.device)
         which = identity(options.model, options.revision)
     except (OSError, ValueError) as error:
         raise UserError(one_line(error)) from error

@@ -53,19 +53,28 @@ def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     return next(models, "") or platform.processor() or platform.machine()
 
 
+def is_of_amd(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether AMD made the CPU, as the system says."""
+    text = cpuinfo.read_text(encoding="utf-8", errors="replace") if cpuinfo.exists() else platform.processor()
+    return "AuthenticAMD" in text
+
+
 def resolve_precision(mixed_precision: str, device: torch.device) -> str:
     """`auto` as `bf16` where the device computes faster in it, else `no`; everything else as it is.
 
     That is decided by what the device is and not by timing it, so that all processes of a run, and the run that resumes it,
-    agree. A GPU must have bfloat16 of its own, not emulated. A CPU must have AMX, Intel's matrix unit: with AVX-512 BF16
-    alone a training step takes longer than in float32 (docs/TRAINING_SPEED.md). Other devices were not tried, and stay with
-    float32.
+    agree. A GPU must have bfloat16 of its own, not emulated. A CPU of Intel must have AMX, its matrix unit: with AVX-512 BF16
+    alone a training step takes longer there than in float32, while on one of AMD it takes less (docs/TRAINING_SPEED.md).
+    Other devices were not tried, and stay with float32.
     """
     if mixed_precision != "auto":
         return mixed_precision
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
-    return "bf16" if device.type == "cpu" and torch.cpu._is_amx_tile_supported() else "no"
+    if device.type != "cpu":
+        return "no"
+    is_faster = torch.cpu._is_amx_tile_supported() or (torch.cpu._is_avx512_bf16_supported() and is_of_amd())
+    return "bf16" if is_faster else "no"
 
 
 def measured_peak(device: torch.device, dtype: torch.dtype, clock: Callable[[], float] | None = None) -> float:

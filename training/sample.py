@@ -48,16 +48,12 @@ def main(argv: list[str]) -> int:
 def run(options: argparse.Namespace) -> int:
     """Prepares everything that may be refused, then draws. Heavy imports wait until here: --help is quick."""
     from sample_files import images_folder, write_metadata
-    from sample_settings import call_arguments, check_options, chosen_classes, chosen_format, settings_of
-
-    from ddpm_hub import DDPMHubPipeline
+    from sample_settings import call_arguments, check_options, chosen_classes, chosen_format, load_model, settings_of
 
     state = join_processes()
     try:
-        dtype = check_options(options, state.device)
-        hub = {} if options.revision is None else {"revision": options.revision}
-        pipeline = DDPMHubPipeline.from_pretrained(options.model, torch_dtype=dtype, **hub).to(state.device)
-        pipeline.set_progress_bar_config(disable=True)
+        check_options(options)
+        pipeline = load_model(options, state.device)
         labels = chosen_classes(options, pipeline)
         options.format = chosen_format(options, pipeline)
         for batch in (0, (options.num_images - 1) // options.batch_size):  # the smallest and the largest seeds

@@ -14,6 +14,7 @@ from ddpm_hub import DDPMHubPipeline
 from ddpm_hub.command_line import class_numbers
 from ddpm_hub.ddpm_argument_checks import check_choice, check_integer
 from ddpm_hub.ddpm_image_formats import PIL_MODES
+from ddpm_hub.ddpm_network_calls import keep_freed_memory
 from ddpm_hub.ddpm_samplers import make_sampler
 from ddpm_hub.ddpm_sampling_settings import SETTINGS, USUAL, settings_for_call
 
@@ -23,11 +24,8 @@ ANY_CLASS = "any"
 _OWN = ("timestep_spacing", "dynamic_thresholding_ratio", "fast")
 
 
-def check_options(options: argparse.Namespace, device: torch.device) -> torch.dtype:
+def check_options(options: argparse.Namespace) -> None:
     """What can be refused before the model is there.
-
-    Returns:
-        `torch.dtype` of the network.
 
     Raises:
         ValueError: naming the option, its value and what is allowed.
@@ -35,11 +33,15 @@ def check_options(options: argparse.Namespace, device: torch.device) -> torch.dt
     check_integer("num_images", options.num_images, 1, float("inf"))
     if options.format is not None:
         check_choice("format", options.format, FORMATS)
-    return check_model_options(options, device)
 
 
-def check_model_options(options: argparse.Namespace, device: torch.device) -> torch.dtype:
-    """[`check_options`], of what is said of the model and its precision."""
+def load_model(options: argparse.Namespace, device: torch.device) -> DDPMHubPipeline:
+    """The model that a script draws with, on `device`, without a progress bar of its own.
+
+    Raises:
+        ValueError: naming the option, its value and what is allowed.
+        OSError: if there is no such model.
+    """
     check_integer("batch_size", options.batch_size, 1, float("inf"))
     check_choice("mixed_precision", options.mixed_precision, tuple(DTYPES))
     asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
@@ -52,7 +54,12 @@ def check_model_options(options: argparse.Namespace, device: torch.device) -> to
         raise ValueError("`mixed_precision` is 'fp16', which is for GPUs; on a CPU it must be one of 'no', 'bf16'.")
     if options.revision is not None and Path(options.model).is_dir():
         raise ValueError(f"`revision` is {options.revision!r}, but {options.model!r} is a folder; leave it out.")
-    return DTYPES[options.mixed_precision]
+    hub = {} if options.revision is None else {"revision": options.revision}
+    pipeline = DDPMHubPipeline.from_pretrained(options.model, torch_dtype=DTYPES[options.mixed_precision], **hub)
+    pipeline.set_progress_bar_config(disable=True)
+    if device.type == "cpu":
+        keep_freed_memory()
+    return pipeline.to(device)
 
 
 def chosen_classes(options: argparse.Namespace, pipeline: DDPMHubPipeline) -> list[int] | None:

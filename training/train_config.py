@@ -55,7 +55,7 @@ class TrainConfig:
         init_from: a model whose weights training begins with instead of random ones, a folder or `USER/NAME` of the Hub. Its
             network must be the one that this configuration describes; its classes may be others.
         gradient_checkpointing: compute activations again in the backward pass, which takes less memory and more time.
-        compile: compile the network with `torch.compile`.
+        compile: compile the network with `torch.compile`; refused on a CPU, where PyTorch then computes wrong gradients.
         num_train_timesteps: T.
         beta_schedule: `linear`, `scaled_linear`, `squaredcos_cap_v2` or `sigmoid`.
         beta_start: β_1, of all schedules but `squaredcos_cap_v2`.
