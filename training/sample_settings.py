@@ -1,4 +1,4 @@
-"""What samples depend on: the options of `sample.py`, checked and completed by what the model says."""
+"""What samples depend on: the model that a script draws with, and the options of `sample.py`, checked and completed by it."""
 
 import argparse
 import hashlib
@@ -25,7 +25,7 @@ _OWN = ("timestep_spacing", "dynamic_thresholding_ratio", "fast")
 
 
 def check_options(options: argparse.Namespace) -> None:
-    """What can be refused before the model is there.
+    """Whether the options that are `sample.py`'s own can be, as far as that needs no model.
 
     Raises:
         ValueError: naming the option, its value and what is allowed.

@@ -142,10 +142,10 @@ def check_launcher(config: TrainConfig, accelerator) -> None:
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise UserError("`mixed_precision` is 'fp16', which no CPU trains in; add --mixed_precision bf16, or no.")
     if accelerator.state.dynamo_plugin.backend.value == "INDUCTOR" and accelerator.device.type == "cpu":
-        # Most of them are zero without a word, with PyTorch 2.13 (docs/TRAINING_SPEED.md).
+        # PyTorch 2.13 makes most of its gradients zero, without a word (docs/TRAINING_SPEED.md).
         raise UserError(
-            f"`compile` is {config.compile}, and torch.compile is asked for: on a CPU a compiled U-Net gets wrong gradients. "
-            f"Add --compile false; if accelerate asks for it, set its dynamo_backend to 'no'."
+            f"`compile` is {config.compile} and accelerate's dynamo_backend 'inductor', but a U-Net that PyTorch compiles for a "
+            f"CPU learns wrongly. Add --compile false; if accelerate itself asks for it, set its dynamo_backend to 'no'."
         )
     if accelerator.gradient_accumulation_steps != config.gradient_accumulation_steps:
         raise UserError(
