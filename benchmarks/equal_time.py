@@ -4,11 +4,12 @@
         [--num_samples 1000] [--contenders ours documentation documentation_tuned lucidrains] [--output outputs/equal_time]
         [--store MODEL]
 
-One after another, each in a process of its own with OMP_NUM_THREADS threads. "ours" is the preset; "documentation" the loop that
-diffusers' documentation teaches, with our U-Net and batch size: a rate of at most 0.0001 after 500 steps of warm-up, no classes, no
-average of the weights; "documentation_tuned" the same with the preset's rate, warm-up and classes and with diffusers' EMAModel;
-"lucidrains" the package denoising-diffusion-pytorch with its defaults and as many channels (see training_contenders.py), which
-has to be installed (`pip install denoising-diffusion-pytorch==2.3.4`).
+One after another, each in a process of its own with OMP_NUM_THREADS threads, and all in the precision that the preset's
+`mixed_precision` means on this machine. "ours" is the preset; "documentation" the loop that diffusers' documentation teaches,
+with our U-Net and batch size: a rate of at most 0.0001 after 500 steps of warm-up, no classes, no average of the weights;
+"documentation_tuned" the same with the preset's rate, warm-up and classes and with diffusers' EMAModel; "lucidrains" the
+package denoising-diffusion-pytorch with its defaults and as many channels (see training_contenders.py), which has to be
+installed (`pip install denoising-diffusion-pytorch==2.3.4`).
 
 The time is that of training alone: reading the data, and drawing, do not count. Of loops whose rate falls, as many steps are done
 as should fit into it, so that the rate is zero at the end; the others train for as long as ours really took. The others draw with
@@ -42,7 +43,7 @@ class Contender(NamedTuple):
     """A loop of training_contenders.py and what it is given.
 
     Attributes:
-        loop (`str`): its name there.
+        loop (`str`): the function there that builds it.
         training (`str`): how it trains, for the table; `{rate}` is the preset's.
         arguments (`tuple[str, ...]`): of the configuration, beside the preset.
         falls (`bool`): whether its rate falls to zero at the end of a number of steps.
@@ -63,12 +64,10 @@ AS_TAUGHT = (
 CONTENDERS = {
     "ours": Contender("ours", "the preset: rate {rate}, classes, averaged weights"),
     "documentation": Contender(
-        "documentation, float32", "as taught: rate 0.0001, no classes, no average", AS_TAUGHT, warmup_steps=500
+        "documentation", "as taught: rate 0.0001, no classes, no average", AS_TAUGHT, warmup_steps=500
     ),
-    "documentation_tuned": Contender("documentation, float32", "rate {rate}, classes, averaged weights"),
-    "lucidrains": Contender(
-        "lucidrains, float32", "its defaults: rate 0.0001, no classes, averaged weights", (), False
-    ),
+    "documentation_tuned": Contender("documentation", "rate {rate}, classes, averaged weights"),
+    "lucidrains": Contender("lucidrains", "its defaults: rate 0.0001, no classes, averaged weights", falls=False),
 }
 AS_THE_OTHERS = "ours, drawn as the others"
 TIMED_STEPS = 40
@@ -127,19 +126,25 @@ def asked(options: argparse.Namespace) -> dict:
     """What all contenders must have in common."""
     from machine import describe_machine
 
-    names = ("dataset", "preset", "minutes", "num_samples")
-    return {name: getattr(options, name) for name in names} | {"machine": describe_machine(torch.device("cpu"))}
+    own = {name: getattr(options, name) for name in ("dataset", "preset", "minutes", "num_samples")}
+    return own | {"precision": precision_of(options), "machine": describe_machine(torch.device("cpu"))}
+
+
+def precision_of(options: argparse.Namespace) -> str:
+    """What accelerate calls the precision of all of them: `no` is float32."""
+    from machine import resolve_precision
+
+    return resolve_precision(configuration(options).mixed_precision, torch.device("cpu"))
 
 
 def train_one(options: argparse.Namespace) -> None:
     """Trains one loop for the time, draws, and writes the images with what was done."""
+    import training_contenders
     from image_data import load_images
     from sample_grids import grid_image
-    from training_contenders import CONTENDERS as LOOPS
-    from training_contenders import PEERS_STEPS
 
-    contender = CONTENDERS[options.one]
-    build, _ = LOOPS[contender.loop]
+    contender, precision = CONTENDERS[options.one], precision_of(options)
+    build = getattr(training_contenders, contender.loop)
     config, seconds = configuration(options, *contender.arguments), 60 * options.minutes
     if options.one != "ours" and (taken := facts_of(options, "ours")):
         seconds = taken["seconds"]
@@ -148,11 +153,11 @@ def train_one(options: argparse.Namespace) -> None:
         steps = None
         if contender.falls:
             with ExitStack() as timed:
-                steps = round(seconds / seconds_per_step(build(config, data, "no", device, timed)))
+                steps = round(seconds / seconds_per_step(build(config, data, precision, device, timed)))
             warmup_steps = min(contender.warmup_steps or config.warmup_steps, steps)
             length = ("--max_train_steps", str(steps), "--warmup_steps", str(warmup_steps))
             config = configuration(options, *contender.arguments, *length)
-        loop, done = build(config, data, "no", device, stack), 0
+        loop, done = build(config, data, precision, device, stack), 0
         begun = time.perf_counter()
         while done < steps if steps else time.perf_counter() - begun < seconds:
             loop.step()
@@ -162,13 +167,14 @@ def train_one(options: argparse.Namespace) -> None:
             "seconds": trained,
             "trained_on": done * config.batch_size,
             "parameters": sum(p.numel() for p in loop.network.parameters()),
-            "training": contender.training.format(rate=configuration(options).learning_rate),
+            "training": contender.training.format(rate=configuration(options).learning_rate)
+            + f", {'float32' if precision == 'no' else precision}",
         }
-        plainly = f"DDIM, {PEERS_STEPS} steps, without guidance"
+        plainly = f"DDIM, {training_contenders.PEERS_STEPS} steps, without guidance"
         if options.one == "ours":
             settings = {
                 "sampler": "ddim",
-                "num_inference_steps": PEERS_STEPS,
+                "num_inference_steps": training_contenders.PEERS_STEPS,
                 "guidance_scale": 1,
                 "guidance_interval": None,
             }
