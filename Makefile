@@ -25,7 +25,7 @@ train: $(VENV)/.installed ## train on the embedded digits (2 to 3 minutes on one
 # Each of the five parts begins with the weights of the one before. What is finished is passed over, and what was stopped goes on.
 PART = $(MAKE) train ARGS="--config training/configs/fashion_mnist$(1) $(ARGS)"
 reference: export OMP_NUM_THREADS ?= 2
-reference: ## train the Fashion-MNIST model that ships, about 6 hours of two CPU cores, into outputs/fashion_mnist_final
+reference: ## train the Fashion-MNIST model that ships, 6 to 7 hours of two CPU cores, into outputs/fashion_mnist_final
 	$(call PART,.yaml)
 	$(call PART,_refined.yaml)
 	$(call PART,_refined.yaml --init_from outputs/fashion_mnist_refined --output_dir outputs/fashion_mnist_third --max_train_steps 10000)
