@@ -6,8 +6,8 @@
 
 One after another, each in a process of its own with OMP_NUM_THREADS threads, and all in the precision that the preset's
 `mixed_precision` means on this machine. "ours" is the preset; "documentation" the loop that diffusers' documentation teaches,
-with our U-Net and batch size: a rate of at most 0.0001 after 500 steps of warm-up, no classes, no average of the weights;
-"documentation_tuned" the same with the preset's rate, warm-up and classes and with diffusers' EMAModel; "lucidrains" the
+with our U-Net: 16 images a step, a rate of at most 0.0001 after 500 steps of warm-up, no classes, no average of the weights;
+"documentation_tuned" the same with the preset's batch, rate, warm-up and classes and with diffusers' EMAModel; "lucidrains" the
 package denoising-diffusion-pytorch with its defaults and as many channels (see training_contenders.py), which has to be
 installed (`pip install denoising-diffusion-pytorch==2.3.4`).
 
@@ -44,7 +44,7 @@ class Contender(NamedTuple):
 
     Attributes:
         loop (`str`): the function there that builds it.
-        training (`str`): how it trains, for the table; `{rate}` is the preset's.
+        training (`str`): how it trains, for the table, beside its rate and its batch.
         arguments (`tuple[str, ...]`): of the configuration, beside the preset.
         falls (`bool`): whether its rate falls to zero at the end of a number of steps.
         warmup_steps (`int`, *optional*): the preset's where it is not given; at most all steps.
@@ -57,17 +57,17 @@ class Contender(NamedTuple):
     warmup_steps: int | None = None
 
 
+PEERS_DEFAULTS = ("--batch_size", "16", "--learning_rate", "0.0001")  # of both
 AS_TAUGHT = (
-    *("--learning_rate", "0.0001", "--ema_decays", "[0]"),
-    *("--class_conditional", "false", "--guidance_scale", "1", "--fidelity_samples", "0"),
+    *PEERS_DEFAULTS,
+    *("--ema_decays", "[0]", "--fidelity_samples", "0"),
+    *("--class_conditional", "false", "--guidance_scale", "1", "--guidance_interval", "null"),
 )
 CONTENDERS = {
-    "ours": Contender("ours", "the preset: rate {rate}, classes, averaged weights"),
-    "documentation": Contender(
-        "documentation", "as taught: rate 0.0001, no classes, no average", AS_TAUGHT, warmup_steps=500
-    ),
-    "documentation_tuned": Contender("documentation", "rate {rate}, classes, averaged weights"),
-    "lucidrains": Contender("lucidrains", "its defaults: rate 0.0001, no classes, averaged weights", falls=False),
+    "ours": Contender("ours", "classes, averaged weights"),
+    "documentation": Contender("documentation", "no classes, no average", AS_TAUGHT, warmup_steps=500),
+    "documentation_tuned": Contender("documentation", "classes, averaged weights"),
+    "lucidrains": Contender("lucidrains", "no classes, averaged weights", PEERS_DEFAULTS, falls=False),
 }
 AS_THE_OTHERS = "ours, drawn as the others"
 TIMED_STEPS = 40
@@ -167,8 +167,7 @@ def train_one(options: argparse.Namespace) -> None:
             "seconds": trained,
             "trained_on": done * config.batch_size,
             "parameters": sum(p.numel() for p in loop.network.parameters()),
-            "training": contender.training.format(rate=configuration(options).learning_rate)
-            + f", {'float32' if precision == 'no' else precision}",
+            "training": as_words(options.one, config, precision),
         }
         plainly = f"DDIM, {training_contenders.PEERS_STEPS} steps, without guidance"
         if options.one == "ours":
@@ -178,7 +177,7 @@ def train_one(options: argparse.Namespace) -> None:
                 "guidance_scale": 1,
                 "guidance_interval": None,
             }
-            drawn_by = {"ours": (as_words(config), {}), AS_THE_OTHERS: (plainly, settings)}
+            drawn_by = {"ours": (drawn_in_words(config), {}), AS_THE_OTHERS: (plainly, settings)}
         else:
             drawn_by = {options.one: (plainly, {})}
         pixels = {name: torch.cat(list(drawn(loop, data, options, more))) for name, (_, more) in drawn_by.items()}
@@ -192,7 +191,13 @@ def train_one(options: argparse.Namespace) -> None:
         )
 
 
-def as_words(config) -> str:
+def as_words(name: str, config, precision: str) -> str:
+    """How a contender was trained."""
+    parts = (f"rate {config.learning_rate}", f"{config.batch_size} images a step", CONTENDERS[name].training)
+    return ", ".join((*parts, "float32" if precision == "no" else precision))
+
+
+def drawn_in_words(config) -> str:
     """How the preset draws."""
     from ddpm_hub.evaluation_tables import drawn_with
 

@@ -212,7 +212,8 @@ def endless(loader) -> Iterator:
 
 
 def lucidrains(config: TrainConfig, data: ImageData, precision: str, device: torch.device, stack: ExitStack):
-    """denoising-diffusion-pytorch's Trainer, with its defaults and a U-Net of as many channels at each level."""
+    """denoising-diffusion-pytorch's Trainer, with its defaults beside the batch and the rate, and a U-Net of as many channels at
+    each level."""
     from denoising_diffusion_pytorch import GaussianDiffusion, Trainer, Unet
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -227,6 +228,7 @@ def lucidrains(config: TrainConfig, data: ImageData, precision: str, device: tor
         GaussianDiffusion(unet, image_size=size, sampling_timesteps=PEERS_STEPS),
         str(folder),
         train_batch_size=config.batch_size,
+        train_lr=config.learning_rate,
         save_and_sample_every=10**9,
         results_folder=str(folder / "results"),
         calculate_fid=False,

@@ -191,10 +191,14 @@ def _quality(metrics: dict) -> Section | None:
         **_DISTANCES,
     }
     score = found.get("inception_score", {})
-    text = f"Samples beside unseen real images (the floor) and noise (the ceiling). {_judged(found, drawn_with(found))}"
+    rows = found.get("rows", [])
+    text = "Samples beside unseen real images (the floor) and noise (the ceiling). "
+    if any(row.get("images") == row.get("against", "") for row in rows):
+        text += "Images of the split that they are compared with are a second floor: with classes in its proportions, and left out of it. "
+    text += _judged(found, drawn_with(found))
     if {"value", "spread", "real"} <= score.keys():
         text += f" Inception Score {with_error(score['value'], score['spread'])} over ten parts (real: {number(score['real'])})."
-    return _section("Samples and real images", text, columns, found.get("rows", []))
+    return _section("Samples and real images", text, columns, rows)
 
 
 def _memorisation(metrics: dict) -> Section | None:

@@ -118,7 +118,7 @@ METRICS = {
         "k": int,  # neighbours of precision, recall, density and coverage
         "rows": [
             {
-                "images": str,  # samples, the unseen split, or noise
+                "images": str,  # samples, a split, or noise
                 "num_images": int,
                 "against": str,  # a split
                 "num_reference": int,

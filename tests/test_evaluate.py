@@ -105,6 +105,13 @@ def figures(folder: Path) -> tuple[bytes, bytes]:
     return (folder / "metrics.json").read_bytes(), (folder / "evaluation.md").read_bytes()
 
 
+def frechet(x: np.ndarray, y: np.ndarray) -> float:
+    """Between Gaussians with the means and covariances of two sets of features, by scipy's square root of a matrix."""
+    covariances = [np.cov(each, rowvar=False) for each in (x, y)]
+    root = scipy.linalg.sqrtm(covariances[0] @ covariances[1]).real
+    return np.square(x.mean(0) - y.mean(0)).sum() + np.trace(sum(covariances) - 2 * root)
+
+
 @pytest.fixture(scope="module")
 def judged(tmp_path_factory, data, server):
     """A model's folder after the whole evaluation, and what was said."""
@@ -191,20 +198,29 @@ class TestAWholeEvaluation:
         real = torch.from_numpy(np.stack([np.asarray(image) for image in real]))[:, None]
         classifier = ShippedClassifier("digits")
         x, y = (classifier(images)[0].double().numpy() for images in (real, pixels))
-        root = scipy.linalg.sqrtm(np.cov(x, rowvar=False) @ np.cov(y, rowvar=False)).real
-        wanted = np.square(x.mean(0) - y.mean(0)).sum() + np.trace(
-            np.cov(x, rowvar=False) + np.cov(y, rowvar=False) - 2 * root
-        )
         (row,) = (
             r for r in metrics_of(folder)["quality"]["rows"] if (r["images"], r["against"]) == ("samples", "train")
         )
-        assert row["fid"] == pytest.approx(wanted, rel=1e-4)
+        assert row["fid"] == pytest.approx(frechet(x, y), rel=1e-4)
         assert row["num_reference"] == len(real)
+
+    def test_training_images_of_every_class_are_compared_with_the_others(self, judged, data):
+        """As many as there are unseen ones, 90, evenly spaced among all, which are sorted by class."""
+        train = datasets.load_dataset(str(data), split="train")
+        chosen = np.argsort(train["label"], kind="stable")[np.arange(90) * len(train) // 90]
+        images = torch.from_numpy(np.stack([np.asarray(image) for image in train["image"]]))[:, None]
+        features = ShippedClassifier("digits")(images)[0].double().numpy()
+        rows = metrics_of(judged[0])["quality"]["rows"]
+        (row,) = (r for r in rows if (r["images"], r["against"]) == ("train", "train"))
+        assert (row["num_images"], row["num_reference"]) == (90, len(train) - 90)
+        # float32 features, whose distance is near zero: relative to the trace of the covariance, as above.
+        others = np.delete(features, chosen, axis=0)
+        assert row["fid"] == pytest.approx(frechet(others, features[chosen]), abs=1e-6 * np.trace(np.cov(others.T)))
 
     def test_real_images_are_better_than_random_weights_and_noise_is_no_better(self, judged):
         rows = {(r["images"], r["against"]): r for r in metrics_of(judged[0])["quality"]["rows"]}
-        samples, real, noise = (rows[name, "train"] for name in ("samples", "test", "noise"))
-        assert real["fid"] < 0.2 * min(samples["fid"], noise["fid"])
+        samples, real, trained_on, noise = (rows[name, "train"] for name in ("samples", "test", "train", "noise"))
+        assert max(real["fid"], trained_on["fid"]) < 0.2 * min(samples["fid"], noise["fid"])
         assert abs(real["kid"]) < 4 * real["kid_standard_error"]
         assert samples["kid"] > 10 * samples["kid_standard_error"]
         assert real["coverage"] > 0.5

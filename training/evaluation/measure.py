@@ -176,7 +176,7 @@ def measure_samples(context: Context) -> SampleResult | None:
     chosen = spread_rows(len(held), options.num_samples)  # as many unseen images as samples, if there are
     some, split, held_split = held[chosen], context.train.split, context.held.split
     sets = [("samples", features, split, train), ("samples", features, held_split, held),
-            (held_split, some, split, train), ("noise", noise, split, train)]  # fmt: skip
+            (held_split, some, split, train), *_left_out(context, train, len(some)), ("noise", noise, split, train)]  # fmt: skip
     if len(some) < len(features):  # FID falls with the number: as many samples as there are unseen images, too
         sets.insert(2, ("samples", features[spread_rows(len(features), len(some))], split, train))
     rows = [
@@ -219,6 +219,18 @@ def measure_samples(context: Context) -> SampleResult | None:
     ]
     metrics["colour"] = _colours(context, pixels, train_rows)
     return SampleResult(metrics, found, pixels_shown, held_pixels)
+
+
+def _left_out(context: Context, train: torch.Tensor, count: int) -> list[tuple]:
+    """Features of training images, with classes in their proportions, as samples have them, and the others, against which they are."""
+    if len(train) < 2 * count:
+        return []
+    chosen = spread_rows(len(train), count)
+    if (labels := context.train.data.labels) is not None:
+        chosen = labels[context.train.rows(context.options.reference_images)].argsort(stable=True)[chosen]
+    others = torch.ones(len(train), dtype=torch.bool)
+    others[chosen] = False
+    return [(context.train.split, train[chosen], context.train.split, train[others])]
 
 
 def distances_of(real: torch.Tensor, fake: torch.Tensor, options) -> dict:
