@@ -26,7 +26,7 @@ train: $(VENV)/.installed ## train on the embedded digits (2 to 3 minutes on one
 PART = $(MAKE) train ARGS="--config training/configs/fashion_mnist$(1) $(ARGS)"
 reference: export OMP_NUM_THREADS ?= 2
 reference: ## train the Fashion-MNIST model that ships, 6 to 7 hours of two CPU cores, into outputs/fashion_mnist_final
-	$(call PART,.yaml)
+	$(call PART,.yaml --importance_uniform_share 0.001)
 	$(call PART,_refined.yaml)
 	$(call PART,_refined.yaml --init_from outputs/fashion_mnist_refined --output_dir outputs/fashion_mnist_third --max_train_steps 10000)
 	$(call PART,_refined.yaml --init_from outputs/fashion_mnist_third --output_dir outputs/fashion_mnist_fourth --max_train_steps 9000 \

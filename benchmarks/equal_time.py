@@ -167,7 +167,7 @@ def train_one(options: argparse.Namespace) -> None:
             "seconds": trained,
             "trained_on": done * config.batch_size,
             "parameters": sum(p.numel() for p in loop.network.parameters()),
-            "training": as_words(options.one, config, precision),
+            "training": trained_in_words(options.one, config, precision),
         }
         plainly = f"DDIM, {training_contenders.PEERS_STEPS} steps, without guidance"
         if options.one == "ours":
@@ -191,7 +191,7 @@ def train_one(options: argparse.Namespace) -> None:
         )
 
 
-def as_words(name: str, config, precision: str) -> str:
+def trained_in_words(name: str, config, precision: str) -> str:
     """How a contender was trained."""
     parts = (f"rate {config.learning_rate}", f"{config.batch_size} images a step", CONTENDERS[name].training)
     return ", ".join((*parts, "float32" if precision == "no" else precision))

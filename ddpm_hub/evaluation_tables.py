@@ -271,7 +271,7 @@ def _equal_time(metrics: dict) -> Section | None:
     text = (
         f"Training loops that all begin from nothing, after the same wall-clock time on the same data and machine"
         f"{': ' + machine(found['machine']) if found.get('machine') else ''}. None of them is this model, which was trained for "
-        f"longer. *ours* is the recipe that its training began with; *documentation* the loop that diffusers' documentation "
+        f"longer. *ours* is a preset of this package; *documentation* the loop that diffusers' documentation "
         f"teaches; *lucidrains* the package denoising-diffusion-pytorch. {_judged(found)}"
     )
     return _section("Other loops, after the same time", text, columns, found.get("rows", []))

@@ -222,7 +222,7 @@ def measure_samples(context: Context) -> SampleResult | None:
 
 
 def _left_out(context: Context, train: torch.Tensor, count: int) -> list[tuple]:
-    """Features of training images, with classes in their proportions, as samples have them, and the others, against which they are."""
+    """Features of so many training images, with classes in the proportions of all, as samples have them, against those of the others."""
     if len(train) < 2 * count:
         return []
     chosen = spread_rows(len(train), count)
