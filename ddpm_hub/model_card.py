@@ -259,6 +259,8 @@ def _use(model: ModelFolder, scheduler) -> dict:
         "stock_arguments": ", ".join([f"batch_size={SAMPLES}", *arguments, *stock_output]),
         "batch_size": SAMPLES,
         "solver_steps": min(SOLVER_STEPS, len(scheduler)),
+        "noiseless_sampler": None if own.get("sampler", "ddpm") == "ddpm" or own.get("eta") else own["sampler"],
+        "guided": own.get("guidance_scale", 1) != 1,
         "loop_steps": steps if solver is None else min(SOLVER_STEPS, len(scheduler)),
         "saves": not output,
         "shape": f"{SAMPLES}, {channels}, {height}, {width}",

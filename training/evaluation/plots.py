@@ -95,7 +95,7 @@ def draw_steps(table: dict, quality: dict, path: Path) -> None:
         sampler: [row for row in rows if row["sampler"] == sampler]
         for sampler in dict.fromkeys(r["sampler"] for r in rows)
     }
-    _draw_table(table, quality, lines, "num_inference_steps", "steps (network calls)", path, logarithmic=True)
+    _draw_table(table, quality, lines, "num_inference_steps", "steps", path, logarithmic=True)
 
 
 def draw_guidance(table: dict, quality: dict, path: Path) -> None:
@@ -124,7 +124,7 @@ def _draw_table(
                 recall = [row["recall"] for row in some]
                 axis.plot(values, recall, marker="s", markersize=4, linestyle="--", color=drawn[0].get_color())
         if panel in floor:
-            axis.axhline(scale * floor[panel], color="black", linewidth=0.8, linestyle=":", label="unseen real images")
+            axis.axhline(scale * floor[panel], color="black", linewidth=0.8, linestyle=":", label=f"{floor['num_images']:,} unseen real images")
         if panel == "precision":
             axis.set_ylim(0, 1.02)
         axis.set(title=titles[panel], xlabel=label, xscale="log" if logarithmic else "linear")
