@@ -446,7 +446,7 @@ def test_the_model_s_own_sampling_is_told_once_and_not_repeated_in_the_snippets(
     assert card.count("images = pipeline(class_labels=[0, 1, 2, 0]).images") == 2  # with the package, and by trust
     assert "num_inference_steps=100" in card  # of stock
     assert "num_inference_steps=12" not in card
-    assert "By default `dpm++` solves the equation of this process without noise; a reverse step of `ddpm` draws" in card
+    assert "By default `dpm++` solves the equation of this process without noise; a reverse step" in card
     assert "without guidance, so that the figures below are not those of its images" in card
     assert "give its whole path" not in card
     plain = render_card(save_run(tmp_path / "plain")).content

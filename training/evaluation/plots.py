@@ -124,7 +124,8 @@ def _draw_table(
                 recall = [row["recall"] for row in some]
                 axis.plot(values, recall, marker="s", markersize=4, linestyle="--", color=drawn[0].get_color())
         if panel in floor:
-            axis.axhline(scale * floor[panel], color="black", linewidth=0.8, linestyle=":", label=f"{floor['num_images']:,} unseen real images")
+            line = {"color": "black", "linewidth": 0.8, "linestyle": ":"}
+            axis.axhline(scale * floor[panel], label=f"{floor['num_images']:,} unseen real images", **line)
         if panel == "precision":
             axis.set_ylim(0, 1.02)
         axis.set(title=titles[panel], xlabel=label, xscale="log" if logarithmic else "linear")
