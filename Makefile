@@ -26,7 +26,7 @@ train: $(VENV)/.installed ## train on the embedded digits (2 to 3 minutes on one
 PART = $(MAKE) train ARGS="--config training/configs/fashion_mnist$(1) $(ARGS)"
 LARGE_BATCHES = --max_train_steps 11000 --importance_uniform_share 0.9 --mixed_precision bf16 --batch_size 64 --learning_rate 0.0014
 reference: export OMP_NUM_THREADS ?= 2
-reference: ## train as the Fashion-MNIST model that ships was, 8 hours of two CPU cores, into outputs/fashion_mnist_final
+reference: ## train as the Fashion-MNIST model that ships was, which took 8 hours of one or two CPU cores, into outputs/fashion_mnist_final
 	$(call PART,.yaml --importance_uniform_share 0.001)
 	$(call PART,_refined.yaml)
 	$(call PART,_refined.yaml --init_from outputs/fashion_mnist_refined --output_dir outputs/fashion_mnist_third --max_train_steps 10000)
