@@ -74,14 +74,25 @@ class TestMemory:
         assert memory_estimate(config, unet, processes=3, activation_bytes_per_image=1000) == {
             "weights": 400,
             "gradients": 400,
-            "AdamW's moments": 800,
+            "the optimizer's moments": 800,
             "3 averages": 1200,
             "activations of 4 images": 4000,
             "weights in bf16": 200,
             "gradients on their way between processes": 400,
         }
         plain = memory_estimate(TrainConfig(), unet, processes=1, activation_bytes_per_image=1000)
-        assert list(plain) == ["weights", "gradients", "AdamW's moments", "1 average", "activations of 64 images"]
+        assert list(plain) == [
+            "weights",
+            "gradients",
+            "the optimizer's moments",
+            "1 average",
+            "activations of 64 images",
+        ]
+
+    def test_muon_keeps_one_moment_of_a_hidden_weight(self):
+        linear = torch.nn.Linear(9, 10, bias=True)  # a weight of 90, a bias of 10
+        parts = memory_estimate(TrainConfig(optimizer="muon"), linear, processes=1, activation_bytes_per_image=1000)
+        assert parts["the optimizer's moments"] == 4 * (90 + 2 * 10)
 
     def test_it_is_what_real_steps_take(self):
         """Peak memory of a process in which the libraries were used before, so that only the steps add to it.

@@ -39,6 +39,7 @@ BUSY = dataclasses.replace(
     dropout=0.2,
     random_flip=True,
     gradient_accumulation_steps=2,
+    optimizer="muon",
 )
 
 

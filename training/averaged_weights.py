@@ -8,6 +8,7 @@ import math
 
 import torch
 from config_checks import LARGEST_EMA_STD
+from sharded_tensors import divided_as, joined_as, own_part, whole
 from train_config import TrainConfig
 
 
@@ -83,7 +84,7 @@ class AveragedWeights:
         Where nothing is spread over processes, these are the averages themselves and no copies.
         """
         return {
-            key: _whole(parameter, average)
+            key: whole(joined_as(average, parameter))
             for (key, parameter), average in zip(self._parameters.items(), self._averages[name], strict=True)
         }
 
@@ -102,38 +103,9 @@ class AveragedWeights:
                     f"`tensors` has {key!r} of shape {list(tensors[key].shape)}; it must be {list(parameter.shape)}."
                 )
         for (key, parameter), average in zip(self._parameters.items(), self._averages[name], strict=True):
-            average.copy_(_own_part(parameter, tensors[key]))
+            # Float32 first: what is sent to the other processes is the average, not the parameter's type.
+            average.copy_(own_part(divided_as(tensors[key].float(), parameter)))
 
     def _parts(self) -> list[torch.Tensor]:
         """What this process has of each parameter, sharing its memory. Asked for anew each time: FSDP may move it."""
-        return [_local(parameter.detach()) for parameter in self._parameters.values()]
-
-
-def _local(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
-
-
-def _whole(parameter: torch.Tensor, average: torch.Tensor) -> torch.Tensor:
-    if not hasattr(parameter, "to_local"):
-        return average
-    from torch.distributed.tensor import DTensor
-
-    spread = DTensor.from_local(
-        average,
-        parameter.device_mesh,
-        parameter.placements,
-        run_check=False,
-        shape=parameter.shape,
-        stride=parameter.stride(),
-    )
-    return spread.full_tensor()
-
-
-def _own_part(parameter: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
-    if not hasattr(parameter, "to_local"):
-        return tensor
-    from torch.distributed.tensor import distribute_tensor
-
-    # Float32 and on the device first: what is sent to the other processes is the average, not the parameter's type.
-    tensor = tensor.to(parameter.device, torch.float32)
-    return distribute_tensor(tensor, parameter.device_mesh, parameter.placements).to_local()
+        return [own_part(parameter.detach()) for parameter in self._parameters.values()]

@@ -36,6 +36,7 @@ CHOICES = {
     "objective": ("simple", "vlb", "hybrid", "simple_and_vlb"),
     "loss_weighting": ("none", "snr", "min_snr"),
     "timestep_sampling": ("uniform", "stratified", "importance"),
+    "optimizer": ("adamw", "muon"),
     "lr_schedule": ("constant", "cosine", "linear"),
     "mixed_precision": ("no", "fp16", "bf16", "auto"),
 }

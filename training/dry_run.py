@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from diffusers import UNet2DModel
 from model_flops import training_flops_per_image
+from optimizer import moment_numbers
 from torch.autograd.graph import saved_tensors_hooks
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def memory_estimate(
 ) -> dict[str, int]:
     """Bytes in each process when an optimizer step holds most, by what takes them, where nothing is sharded.
 
-    Weights, gradients, moments and averages are counted; activations are measured for a few images, and scaled to the
+    Weights, gradients and averages are counted; activations are measured for a few images, and scaled to the
     images that one pass of one process has.
     """
     weights = FLOAT32 * _parameters(unet)
@@ -71,7 +72,7 @@ def memory_estimate(
     parts = {
         "weights": weights,
         "gradients": weights,
-        "AdamW's moments": 2 * weights,
+        "the optimizer's moments": FLOAT32 * moment_numbers(config, unet),
         f"{averages} average{'s' if averages > 1 else ''}": averages * weights,
         f"activations of {images} images": images * activation_bytes_per_image,
     }

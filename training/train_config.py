@@ -75,11 +75,13 @@ class TrainConfig:
         max_train_steps: optimizer steps.
         batch_size: images per optimizer step, over all processes and accumulation steps.
         gradient_accumulation_steps: into how many passes each process splits its part of a batch.
-        learning_rate: the highest rate.
+        optimizer: `adamw`, or `muon` for the weights of hidden layers and AdamW for all others: it learns more in a step and
+            takes longer for one.
+        learning_rate: the highest rate, of either optimizer.
         lr_schedule: after the warm-up the rate is `constant`, or falls to zero by `cosine` or `linear`, counted in
             optimizer steps.
         warmup_steps: optimizer steps in which the rate rises from zero.
-        weight_decay: of AdamW.
+        weight_decay: the share of each weight that a step at rate 1 would take away (decoupled from the gradient).
         max_grad_norm: gradients are scaled down to this norm.
         max_skipped_steps: a step whose loss or gradient is not finite is skipped; training stops after this many in a row.
         ema_decays: averages of the weights, one for each number: its largest decay; early on it is lower,
@@ -159,6 +161,7 @@ class TrainConfig:
     max_train_steps: int = 800
     batch_size: int = 64
     gradient_accumulation_steps: int = 1
+    optimizer: str = "adamw"
     learning_rate: float = 1e-3
     lr_schedule: str = "cosine"
     warmup_steps: int = 100

@@ -1,6 +1,6 @@
 """What changes while a model is trained, the step that changes it, and how it is saved and found again.
 
-[Ho] algorithm 1 with AdamW and averaged weights; [Ho] is arXiv:2006.11239.
+[Ho] algorithm 1 with the configured optimizer and averaged weights; [Ho] is arXiv:2006.11239.
 """
 
 from pathlib import Path
@@ -13,10 +13,11 @@ from diffusers.models.resnet import ResnetBlock2D
 from image_data import ImageData
 from learning_rate import learning_rate
 from objectives import Objective
+from optimizer import build_optimizer
 from random_batches import Batches, generator
+from sharded_tensors import divided_as, whole
 from streamed_images import StreamedImages
 from timestep_sampling import TimestepSampler
-from torch.distributed.tensor import DTensor, distribute_tensor
 from train_config import TrainConfig
 from train_log import StepTotals
 
@@ -54,10 +55,7 @@ class Trainer:
                 module.training = False
         if config.gradient_checkpointing:
             self.unet.enable_gradient_checkpointing()
-        optimizer = torch.optim.AdamW(
-            self.unet.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
-        )
-        self.model, self.optimizer = accelerator.prepare(self.unet, optimizer)
+        self.model, self.optimizer = accelerator.prepare(self.unet, build_optimizer(config, self.unet))
         self.averages = AveragedWeights(config, dict(self.unet.named_parameters()))
         self.objective = Objective(config, pipeline.scheduler)
         self.timesteps = TimestepSampler(config, accelerator.device)
@@ -101,7 +99,7 @@ class Trainer:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(self.config, self.step_count)
         if self.accelerator.scaler is None:  # the scaler of fp16 does the same
-            # AdamW leaves everything as it is where this is 1; it is read on the device.
+            # The optimizer leaves everything as it is where this is 1; it is read on the device.
             optimizer.grad_scale, optimizer.found_inf = None, (~whole(norm).isfinite()).float()
         self.optimizer.step()
 
@@ -147,17 +145,16 @@ class Trainer:
         """Goes back to the step of a checkpoint, exactly."""
         network = self.unet.state_dict()
         for name, value in checkpoint.tensors("model").items():
-            copy_whole(network[name], value)
+            network[name].copy_(divided_as(value, network[name]))
         saved = checkpoint.tensors("optimizer")
-        optimizer = self.optimizer.optimizer
+        keys = sorted({entry.split(".", 1)[0] for entry in saved})
         for name, parameter in self.unet.named_parameters():
-            keys = [key for key in ("step", "exp_avg", "exp_avg_sq") if f"{key}.{name}" in saved]
-            state = {key: saved[f"{key}.{name}"] for key in keys}
+            state = {key: saved[f"{key}.{name}"] for key in keys if f"{key}.{name}" in saved}
+            for key, value in state.items():
+                # A count of steps is a number; all else has the parameter's shape and layout.
+                state[key] = value.to(parameter.device) if value.ndim == 0 else _laid_out_as(parameter, value)
             if state:
-                moments = {key: torch.zeros_like(parameter) for key in ("exp_avg", "exp_avg_sq")}
-                for key, target in moments.items():
-                    copy_whole(target.detach(), state[key])
-                optimizer.state[parameter] = {"step": state["step"].to(parameter.device), **moments}
+                self.optimizer.optimizer.state[parameter] = state
         for name in self.averages.names:
             self.averages.load(name, checkpoint.tensors(f"average_{name}"))
         if self.timesteps.state():
@@ -168,14 +165,5 @@ class Trainer:
         self.step_count, self._position = checkpoint.state["step"], checkpoint.state["position"]
 
 
-def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor that may be divided among processes (FSDP), gathered in each of them."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def copy_whole(target: torch.Tensor, value: torch.Tensor) -> None:
-    """Copies a whole tensor into one that may be divided among processes."""
-    value = value.to(target.device)
-    if isinstance(target, DTensor):
-        value = distribute_tensor(value, target.device_mesh, target.placements)
-    target.copy_(value)
+def _laid_out_as(parameter: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    return torch.zeros_like(parameter).copy_(divided_as(value, parameter))

@@ -13,10 +13,11 @@ from image_data import ImageData
 from output_folder import save_model
 from posthoc_ema import save_snapshot
 from sample_grids import draw_grid, grid_columns, grid_file, grid_image, save_image, side_by_side
+from sharded_tensors import whole
 from stop_signal import StopSignal
 from streamed_images import StreamedImages
 from train_config import TrainConfig
-from trainer import Trainer, whole
+from trainer import Trainer
 from validation import Validation
 from watching import Watch
 
