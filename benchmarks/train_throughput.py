@@ -1,7 +1,8 @@
 """Times training loops side by side: ours, the documentation's, lucidrains' and the floor, in turn, in one process each.
 
     python benchmarks/train_throughput.py [--preset fashion_mnist] [--batch_size 64] [--rounds 10] [--steps 2]
-        [--device cpu|cuda] [--threads N] [--processes 2] [--mixed_precision no|bf16|auto] [--contenders ours floor]
+        [--device cpu|cuda] [--threads N] [--processes 2] [--mixed_precision no|bf16|auto] [--optimizer adamw|muon]
+        [--contenders ours floor]
         [--clock wall|processor] [--json FILE]
 
 The floor is what no loop can do without: forward, backward and optimizer on a batch that lies ready, with our network, its
@@ -188,6 +189,7 @@ def main() -> None:
     parser.add_argument("--preset", default="fashion_mnist", choices=IMAGES, help="of training/configs")
     parser.add_argument("--batch_size", type=int, help="images per step of each loop; by default the preset's")
     parser.add_argument("--mixed_precision", help="of ours and the floor; by default the preset's")
+    parser.add_argument("--optimizer", default="adamw", help="of ours and the floor; the other loops have AdamW")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--steps", type=int, default=2, help="of each loop in each round")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
@@ -207,7 +209,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the loops are ended too
 
     (shape, classes), flags = IMAGES[arguments.preset], []
-    for name in ("batch_size", "mixed_precision"):
+    for name in ("batch_size", "mixed_precision", "optimizer"):
         if getattr(arguments, name) is not None:
             flags += [f"--{name}", str(getattr(arguments, name))]
     options = {

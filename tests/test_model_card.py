@@ -456,6 +456,16 @@ def test_the_model_s_own_sampling_is_told_once_and_not_repeated_in_the_snippets(
         assert words not in plain
 
 
+@pytest.mark.parametrize(("optimizer", "words"), [("adamw", "AdamW"), ("muon", "Muon and AdamW"), (None, "AdamW")])
+def test_the_optimizer_is_named(tmp_path, optimizer, words):
+    """A configuration of an earlier version has no such key: there was AdamW alone."""
+    folder = save_run(tmp_path / "run", config=TrainConfig(optimizer=optimizer or "adamw"))
+    if optimizer is None:
+        config = (folder / "config.yaml").read_text().replace("optimizer: adamw\n", "")
+        (folder / "config.yaml").write_text(config)
+    assert f"images each, {words} with a learning rate of at most 0.001, " in render_card(folder).content
+
+
 def test_the_study_of_steps_and_samplers_stands_in_the_card(tmp_path):
     rows = [
         {"sampler": sampler, "variance_type": variance, "num_inference_steps": n, "value": value, "standard_error": 5e-5}

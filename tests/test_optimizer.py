@@ -1,5 +1,6 @@
 """Muon: against singular values in float64, against torch's own, in parts of several processes, and what it leaves to AdamW."""
 
+import copy
 import dataclasses
 import os
 import subprocess
@@ -11,6 +12,7 @@ from build_model import build_unet
 from conftest import REPOSITORY
 from image_data import load_images
 from optimizer import Muon, build_optimizer, hidden_weights, orthogonalized
+from torch.utils._python_dispatch import TorchDispatchMode
 from train_config import TrainConfig
 
 RATE, DECAY = 0.01, 0.1
@@ -21,6 +23,27 @@ SHAPES = [(5, 5), (4, 9), (9, 4), (8, 3, 3, 3), (6, 20, 1, 1)]
 def weights() -> list[torch.nn.Parameter]:
     torch.manual_seed(0)
     return [torch.nn.Parameter(torch.randn(shape)) for shape in SHAPES]
+
+
+@pytest.fixture
+def matmul_precision():
+    """What a test sets is set back."""
+    before = torch.get_float32_matmul_precision()
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+class Products(TorchDispatchMode):
+    """Notes the precision that is allowed when a matrix product is computed."""
+
+    def __init__(self):
+        super().__init__()
+        self.allowed = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.bmm, torch.ops.aten.baddbmm):
+            self.allowed.append(torch.get_float32_matmul_precision())
+        return function(*args, **(kwargs or {}))
 
 
 def set_gradients(parameters: list[torch.nn.Parameter], seed: int) -> None:
@@ -55,7 +78,7 @@ class TestOrthogonalized:
         matrices = [
             torch.randn(shape, generator=own) * torch.logspace(0, -spread, shape[0])[:, None] for shape in shapes
         ]
-        for matrix, found in zip(matrices, orthogonalized(matrices), strict=True):
+        for matrix, found in zip(matrices, orthogonalized(lambda: matrices), strict=True):
             torch.testing.assert_close(found.double(), polynomial_of_singular_values(matrix), rtol=0, atol=1e-4)
 
     def test_singular_values_come_near_one(self):
@@ -64,14 +87,15 @@ class TestOrthogonalized:
         for _ in range(5):
             s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
         assert 0.65 < s.min() < s.max() < 1.25
-        (found,) = orthogonalized([torch.randn(64, 300, generator=torch.Generator().manual_seed(0))])
+        matrix = torch.randn(64, 300, generator=torch.Generator().manual_seed(0))
+        (found,) = orthogonalized(lambda: [matrix])
         values = torch.linalg.svdvals(found)
         assert s.min() - 1e-3 < values.min() <= values.max() < s.max() + 1e-3
 
     def test_of_nothing_comes_nothing(self):
-        (found,) = orthogonalized([torch.zeros(3, 4)])
+        (found,) = orthogonalized(lambda: [torch.zeros(3, 4)])
         assert torch.equal(found, torch.zeros(3, 4))
-        assert orthogonalized([]) == []
+        assert list(orthogonalized(list)) == []
 
 
 class TestMuon:
@@ -113,6 +137,15 @@ class TestMuon:
             # Two steps of rate 0.01 · 0.2 · √27, off by 1e-4 each as above, and float32's rounding of weights of about 1.
             torch.testing.assert_close(weight.double(), value, rtol=0, atol=4e-6)
 
+    def test_its_products_are_not_in_lower_precision(self, weights, matmul_precision):
+        """Where TF32 is allowed, which a CPU has not: so what is allowed is looked at while they are computed."""
+        set_gradients(weights, 0)
+        torch.set_float32_matmul_precision("high")
+        with Products() as products:
+            Muon(weights, [], RATE, DECAY).step()
+        assert set(products.allowed) == {"highest"}
+        assert torch.get_float32_matmul_precision() == "high"
+
     def test_the_layout_in_memory_does_not_matter(self):
         torch.manual_seed(0)
         plain = torch.nn.Parameter(torch.randn(8, 6, 3, 3))
@@ -120,7 +153,7 @@ class TestMuon:
         gradient = torch.randn(8, 6, 3, 3)
         for parameter in (plain, last):
             optimizer = Muon([parameter], [], RATE, DECAY)
-            parameter.grad = gradient.clone(memory_format=torch.preserve_format)
+            parameter.grad = torch.empty_like(parameter).copy_(gradient)
             optimizer.step()
         assert torch.equal(plain, last)
         assert last.is_contiguous(memory_format=torch.channels_last)
@@ -172,7 +205,8 @@ class TestMuon:
         for one, two in zip([*weights, *others], [*again, *others_again], strict=True):
             assert torch.equal(one, two)
 
-    def test_the_scaler_of_fp16_skips_and_goes_on(self, weights):
+    @pytest.mark.parametrize("unscaled", [True, False], ids=["unscaled before", "by the optimizer"])
+    def test_the_scaler_of_fp16_skips_and_goes_on(self, weights, unscaled):
         others = [torch.nn.Parameter(torch.ones(4))]
         optimizer = Muon(weights, others, RATE, DECAY)
         scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
@@ -181,13 +215,30 @@ class TestMuon:
             factor = torch.inf if bad else 1.0
             loss = sum((parameter**2).sum() for parameter in [*weights, *others]) * factor
             scaler.scale(loss).backward()
-            scaler.unscale_(optimizer)
+            if unscaled:
+                scaler.unscale_(optimizer)
             scaler.step(optimizer)
             scaler.update()
+            if not bad:
+                average = optimizer.state[weights[0]]["momentum_buffer"]
+                torch.testing.assert_close(average, 0.05 * 2 * before[0].detach())
             optimizer.zero_grad()
             same = [torch.equal(one, two) for one, two in zip([*weights, *others], before, strict=True)]
             assert same == [bad] * len(same)
             assert scaler.get_scale() == 2.0  # halved once
+
+    def test_its_state_can_be_copied_and_loaded(self, weights):
+        others = [torch.nn.Parameter(torch.ones(4))]
+        optimizer = Muon(weights, others, RATE, DECAY)
+        set_gradients([*weights, *others], 0)
+        optimizer.step()
+        again, others_again = copies(weights), copies(others)
+        loaded = Muon(again, others_again, RATE, DECAY)
+        loaded.load_state_dict(copy.deepcopy(optimizer).state_dict())
+        for held in (optimizer, loaded):
+            set_gradients([p for group in held.param_groups for p in group["params"]], 1)
+            held.step()
+        assert all(torch.equal(one, two) for one, two in zip([*weights, *others], [*again, *others_again], strict=True))
 
 
 class TestWhichWeights:
@@ -273,6 +324,10 @@ def test_parameters_that_are_divided_among_processes(tmp_path):
         )
         for rank in range(2)
     ]  # fmt: skip
-    for process in processes:
-        out, err = process.communicate(timeout=120)
-        assert out.splitlines()[-1:] == ["agrees"], err
+    try:
+        for process in processes:
+            out, err = process.communicate(timeout=120)
+            assert out.splitlines()[-1:] == ["agrees"], err
+    finally:
+        for process in processes:
+            process.kill()

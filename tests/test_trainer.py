@@ -13,6 +13,7 @@ from config_parser import parse_config
 from conftest import REPOSITORY
 from image_data import ImageData, load_images
 from model_flops import training_flops_per_image
+from optimizer import Muon
 from torch.utils._python_dispatch import TorchDispatchMode
 from train_config import TrainConfig
 from trainer import Trainer
@@ -39,8 +40,8 @@ BUSY = dataclasses.replace(
     dropout=0.2,
     random_flip=True,
     gradient_accumulation_steps=2,
-    optimizer="muon",
 )
+MUON = dataclasses.replace(BUSY, optimizer="muon")
 
 
 def make_trainer(config: TrainConfig, data: ImageData | None = None) -> Trainer:
@@ -101,7 +102,7 @@ class Readings(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("config", [CONFIG, BUSY], ids=["plain", "busy"])
+@pytest.mark.parametrize("config", [CONFIG, BUSY, MUON], ids=["plain", "busy", "muon"])
 def test_no_number_is_read_and_nothing_is_written_in_a_step(start, monkeypatch, config):
     trainer = start(config)
     trainer.step()  # tables are made and moved to the device in the first
@@ -122,7 +123,7 @@ def test_a_reading_would_be_seen():
     assert readings.count == 1
 
 
-@pytest.mark.parametrize("config", [CONFIG, BUSY], ids=["plain", "busy"])
+@pytest.mark.parametrize("config", [CONFIG, BUSY, MUON], ids=["plain", "busy", "muon"])
 @pytest.mark.parametrize("at", [0, 1, 25])
 def test_from_a_checkpoint_it_goes_on_as_if_it_had_not_stopped(start, tmp_path, config, at):
     whole = start(config)
@@ -181,6 +182,26 @@ def test_the_weights_move_as_adamw_says(start):
     for (name, ours), theirs in zip(trainer.unet.named_parameters(), reference.unet.parameters(), strict=True):
         # The first step of Adam is lr·g/(|g| + 1e-8): a rounding of g that small may change it by a share of lr; lr is 3e-4.
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6, msg=name)
+
+
+def test_the_weights_move_as_muon_says(start):
+    """The same by Muon, of which test_optimizer.py says that it is right."""
+    config = dataclasses.replace(CONFIG, optimizer="muon")
+    trainer, reference = start(config), make_trainer(config)
+    reference.batches.start(0, None)
+    (batch,) = reference.batches.next(*reference.timesteps.draw(0))
+    reference.batches.close()
+    reference.objective(reference.unet, batch).loss.backward()
+    torch.nn.utils.clip_grad_norm_(reference.unet.parameters(), CONFIG.max_grad_norm)
+    named = dict(reference.unet.named_parameters())
+    by_adamw = {name for name, p in named.items() if p.ndim == 1} | {
+        "conv_in.weight", "conv_out.weight", "class_embedding.weight"
+    }  # fmt: skip
+    inside, others = [named[name] for name in named.keys() - by_adamw], [named[name] for name in by_adamw]
+    Muon(inside, others, CONFIG.learning_rate / CONFIG.warmup_steps, CONFIG.weight_decay).step()
+    trainer.step()
+    for name, ours in trainer.unet.named_parameters():
+        torch.testing.assert_close(ours, named[name], rtol=1e-5, atol=1e-6, msg=name)
 
 
 def test_flops_are_those_of_the_convolutions():

@@ -205,6 +205,16 @@ class TestRunsThatMustAgree:
         # AdamW with a rate of 1e-3 do not make larger than 1e-4.
         torch.testing.assert_close(whole, other, rtol=1e-4, atol=1e-5, equal_nan=True)
 
+    def test_with_muon_too(self, trains, tmp_path):
+        for processes in (1, 2):
+            run = trains.run(
+                *SMALL, "--optimizer", "muon", "--output_dir", tmp_path / str(processes), processes=processes
+            )
+            assert run.returncode == 0, run.stderr
+        one, two = (self.losses(tmp_path / str(processes)) for processes in (1, 2))
+        # As above; Muon multiplies the rounding of a direction in which there is next to no gradient by at most 485.
+        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5, equal_nan=True)
+
     def test_the_order_is_that_of_the_seed(self, trains, tmp_path):
         for seed in (0, 1):
             assert trains.run(*SMALL, "--seed", seed, "--output_dir", tmp_path / str(seed)).returncode == 0

@@ -103,8 +103,7 @@ class AveragedWeights:
                     f"`tensors` has {key!r} of shape {list(tensors[key].shape)}; it must be {list(parameter.shape)}."
                 )
         for (key, parameter), average in zip(self._parameters.items(), self._averages[name], strict=True):
-            # Float32 first: what is sent to the other processes is the average, not the parameter's type.
-            average.copy_(own_part(divided_as(tensors[key].float(), parameter)))
+            average.copy_(own_part(divided_as(tensors[key], parameter)))
 
     def _parts(self) -> list[torch.Tensor]:
         """What this process has of each parameter, sharing its memory. Asked for anew each time: FSDP may move it."""

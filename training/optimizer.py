@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -53,8 +54,8 @@ class Muon(torch.optim.AdamW):
 
     A weight of shape (out, in, height, width) is a matrix of out × (in · height · width). Of its gradient's average with
     Nesterov's look ahead, U S Vᵀ, it moves along about U Vᵀ, times `UPDATE_RMS` · √(the longer side), so that rate and decay
-    are those of AdamW [Liu]. Differs from `torch.optim.Muon`: it takes convolutions, computes in float32, reads `found_inf`,
-    and works where FSDP has divided the parameters (each process then computes every matrix).
+    are those of AdamW [Liu]. Differs from `torch.optim.Muon`: it takes convolutions, computes in float32, reads `found_inf`
+    and `grad_scale`, and takes parameters that FSDP has divided, of which each process then computes every matrix.
 
     Args:
         matrices: the weights that Muon moves, of two or more axes.
@@ -66,6 +67,9 @@ class Muon(torch.optim.AdamW):
         groups = [{"params": matrices, "muon": True}, {"params": others, "muon": False}]
         super().__init__([group for group in groups if group["params"]], lr=lr, weight_decay=weight_decay, fused=True)
 
+    def __setstate__(self, state: dict) -> None:
+        torch.optim.Optimizer.__setstate__(self, state)  # AdamW's own expects a count of steps of every parameter
+
     @torch.no_grad()
     def step(self, closure: Callable | None = None) -> torch.Tensor | None:
         loss, gradients = None, {}
@@ -74,8 +78,11 @@ class Muon(torch.optim.AdamW):
                 loss = closure()
         for group in self.param_groups:
             if group["muon"]:
-                gradients |= {p: p.grad for p in group["params"] if p.grad is not None}
-                self._move_matrices(group)
+                parameters = [p for p in group["params"] if p.grad is not None]
+                gradients |= {parameter: parameter.grad for parameter in parameters}
+                self._take_in(parameters)
+                with products_in_float32():
+                    self._move(parameters, group)
         for parameter in gradients:
             parameter.grad = None  # AdamW leaves a parameter without a gradient alone
         super().step()
@@ -83,55 +90,84 @@ class Muon(torch.optim.AdamW):
             parameter.grad = gradient
         return loss
 
-    def _move_matrices(self, group: dict) -> None:
-        parameters = [p for p in group["params"] if p.grad is not None]
-        found_inf = getattr(self, "found_inf", None)
-        directions = []
+    def _take_in(self, parameters: list) -> None:
+        """Averages the gradients, but nothing that is to be skipped."""
+        found_inf, grad_scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
         for parameter in parameters:
-            state, gradient = self.state[parameter], parameter.grad
+            state, gradient = self.state[parameter], own_part(parameter.grad)
             if "momentum_buffer" not in state:
                 state["momentum_buffer"] = torch.zeros_like(parameter)
-            average = state["momentum_buffer"]
-            if found_inf is not None:  # the average must not take in what is skipped
-                mine = own_part(gradient)
-                mine.copy_(torch.where(found_inf != 0, own_part(average), mine))
+            average = own_part(state["momentum_buffer"])
+            if grad_scale is not None:
+                gradient.div_(grad_scale)
+            if found_inf is not None:
+                gradient.copy_(torch.where(found_inf != 0, average, gradient))
             average.lerp_(gradient, 1 - MOMENTUM)
-            directions.append(whole(gradient.lerp(average, MOMENTUM)))
-        kept = 1.0 if found_inf is None else 1 - found_inf
-        for parameter, step in zip(parameters, orthogonalized([d.flatten(1) for d in directions]), strict=True):
-            rate = group["lr"] * kept
+
+    def _move(self, parameters: list, group: dict) -> None:
+        found_inf = getattr(self, "found_inf", None)
+        rate = group["lr"] * (1.0 if found_inf is None else 1 - found_inf)
+
+        def matrices() -> Iterator[torch.Tensor]:
+            for parameter in parameters:
+                ahead = parameter.grad.lerp(self.state[parameter]["momentum_buffer"], MOMENTUM)
+                yield whole(ahead).flatten(1)
+
+        for parameter, step in zip(parameters, orthogonalized(matrices), strict=True):
             own_part(parameter).mul_(1 - rate * group["weight_decay"])
             scaled = step.reshape(parameter.shape) * (rate * UPDATE_RMS * max(step.shape) ** 0.5)
             own_part(parameter).sub_(own_part(divided_as(scaled, parameter)))
 
 
-def orthogonalized(matrices: list[torch.Tensor]) -> list[torch.Tensor]:
+def orthogonalized(matrices: Callable[[], Iterable[torch.Tensor]]) -> Iterator[torch.Tensor]:
     """About U Vᵀ of each matrix U S Vᵀ: all singular values that are not tiny beside the norm become 0.7 to 1.2.
 
     The Newton–Schulz iteration of [Jordan], X ← p(X). Since p(X) = (a + b·A + c·A²) X with A = X Xᵀ, and A stays a polynomial
     of the first A, only the small square matrices are iterated, all those of one size at once, and each X is multiplied once.
+    That A is squared makes it need float32's precision: see [`products_in_float32`].
+
+    Args:
+        matrices: called twice, so that one that computes them need not hold them all.
     """
-    wide = [matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T for matrix in matrices]
-    wide = [matrix.float() for matrix in wide]
-    wide = [matrix / matrix.norm().clamp(min=SMALLEST_NORM) for matrix in wide]
+    squares = [x @ x.T for x in map(_wide, matrices())]
     by_size = defaultdict(list)
-    for number, matrix in enumerate(wide):
-        by_size[len(matrix)].append(number)
-    results = {}
+    for number, square in enumerate(squares):
+        by_size[len(square)].append(number)
+    factors = {}
     for numbers in by_size.values():
-        factors = _newton_schulz_factor(torch.stack([wide[number] @ wide[number].T for number in numbers]))
-        results |= {number: factor @ wide[number] for number, factor in zip(numbers, factors, strict=True)}
-    return [results[n] if len(m) <= m.shape[1] else results[n].T for n, m in enumerate(matrices)]
+        together = torch.stack([squares[number] for number in numbers])
+        factors |= dict(zip(numbers, _newton_schulz_factors(together), strict=True))
+    del squares
+    for number, matrix in enumerate(matrices()):
+        found = factors.pop(number) @ _wide(matrix)
+        yield found if len(matrix) <= matrix.shape[1] else found.T
 
 
-def _newton_schulz_factor(gram: torch.Tensor) -> torch.Tensor:
-    """By what X is to be multiplied, from A = X Xᵀ, of shape (matrices, side, side)."""
+def _wide(matrix: torch.Tensor) -> torch.Tensor:
+    """With no more rows than columns, and of norm 1."""
+    wide = (matrix if len(matrix) <= matrix.shape[1] else matrix.T).float()
+    return wide / wide.norm().clamp(min=SMALLEST_NORM)
+
+
+def _newton_schulz_factors(squares: torch.Tensor) -> torch.Tensor:
+    """By what each X is to be multiplied, from A = X Xᵀ, of shape (matrices, side, side)."""
     a, b, c = QUINTIC
     factor = product = None
     for _ in range(ITERATIONS):
         if factor is not None:
-            gram = factor @ gram @ factor
-        factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+            squares = factor @ squares @ factor
+        factor = torch.baddbmm(squares, squares, squares, beta=b, alpha=c)
         factor.diagonal(dim1=1, dim2=2).add_(a)
         product = factor if product is None else factor @ product
     return product
+
+
+@contextmanager
+def products_in_float32() -> Iterator[None]:
+    """Matrix products without TF32 or bfloat16, which accelerate allows where it compiles."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)

@@ -15,9 +15,11 @@ def own_part(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def divided_as(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """A whole tensor, moved to the device of `like` and divided as it is."""
+    """A whole tensor, the same in each process, moved to the device of `like` and divided as it is."""
     value = value.to(like.device)
-    return distribute_tensor(value, like.device_mesh, like.placements) if isinstance(like, DTensor) else value
+    if not isinstance(like, DTensor):
+        return value
+    return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)  # nothing needs to be sent
 
 
 def joined_as(part: torch.Tensor, like: torch.Tensor) -> torch.Tensor:

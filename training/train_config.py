@@ -75,8 +75,7 @@ class TrainConfig:
         max_train_steps: optimizer steps.
         batch_size: images per optimizer step, over all processes and accumulation steps.
         gradient_accumulation_steps: into how many passes each process splits its part of a batch.
-        optimizer: `adamw`, or `muon` for the weights of hidden layers and AdamW for all others: it learns more in a step and
-            takes longer for one.
+        optimizer: `adamw`, or `muon`, which is Muon for the weights of hidden layers and AdamW for all others.
         learning_rate: the highest rate, of either optimizer.
         lr_schedule: after the warm-up the rate is `constant`, or falls to zero by `cosine` or `linear`, counted in
             optimizer steps.

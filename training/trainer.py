@@ -46,8 +46,9 @@ class Trainer:
         self.config, self.accelerator, self.step_count = config, accelerator, 0
         if accelerator.device.type == "cpu":
             keep_freed_memory()
-        # Convolutions are fastest where the channels of a pixel lie together, on CPUs and GPUs alike.
-        self.unet = pipeline.unet.to(accelerator.device, memory_format=torch.channels_last).train()
+        # Convolutions are fastest where the channels of a pixel lie together, on CPUs and GPUs alike. FSDP takes no such weights.
+        layout = torch.contiguous_format if accelerator.distributed_type == "FSDP" else torch.channels_last
+        self.unet = pipeline.unet.to(accelerator.device, memory_format=layout).train()
         for module in self.unet.modules():
             # In training mode diffusers' block copies the input of its shortcut into the slow format, and back again in the
             # backward pass. That is all the mode changes: its drop-out is a module of its own, which stays in training.
