@@ -65,9 +65,9 @@ AS_TAUGHT = (
 )
 CONTENDERS = {
     "ours": Contender("ours", "classes, averaged weights"),
-    "documentation": Contender("documentation", "no classes, no average", AS_TAUGHT, warmup_steps=500),
-    "documentation_tuned": Contender("documentation", "classes, averaged weights"),
-    "lucidrains": Contender("lucidrains", "no classes, averaged weights", PEERS_DEFAULTS, falls=False),
+    "documentation": Contender("documentation", "AdamW, no classes, no average", AS_TAUGHT, warmup_steps=500),
+    "documentation_tuned": Contender("documentation", "AdamW, classes, averaged weights"),
+    "lucidrains": Contender("lucidrains", "Adam, no classes, averaged weights", PEERS_DEFAULTS, falls=False),
 }
 AS_THE_OTHERS = "ours, drawn as the others"
 TIMED_STEPS = 40
@@ -193,7 +193,9 @@ def train_one(options: argparse.Namespace) -> None:
 
 def trained_in_words(name: str, config, precision: str) -> str:
     """How a contender was trained."""
-    parts = (f"rate {config.learning_rate}", f"{config.batch_size} images a step", CONTENDERS[name].training)
+    parts = [f"rate {config.learning_rate}", f"{config.batch_size} images a step", CONTENDERS[name].training]
+    if name == "ours":
+        parts.insert(2, {"adamw": "AdamW", "muon": "Muon and AdamW"}[config.optimizer])
     return ", ".join((*parts, "float32" if precision == "no" else precision))
 
 
