@@ -41,7 +41,8 @@ def test_each_is_trained_and_drawn(compared):
             "unseen images",
         )
     ]
-    assert rows["documentation"]["training"] == "rate 0.0001, 16 images a step, no classes, no average, float32"
+    assert rows["documentation"]["training"] == "rate 0.0001, 16 images a step, AdamW, no classes, no average, float32"
+    assert ", AdamW, classes" in rows["ours"]["training"]
     assert rows["ours"]["drawn"] != rows["ours, drawn as the others"]["drawn"] == rows["documentation"]["drawn"]
     # A classifier of digits tells all of them, after half a second, from digits.
     trained = [row["fid"] for name, row in rows.items() if name[-6:] != "images"]

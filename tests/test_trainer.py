@@ -2,6 +2,7 @@
 
 import builtins
 import dataclasses
+import re
 import traceback
 
 import pytest
@@ -142,12 +143,20 @@ def test_from_a_checkpoint_it_goes_on_as_if_it_had_not_stopped(start, tmp_path, 
     assert other.totals.state() == whole.totals.state()
 
 
-def test_the_first_fifty_steps_of_the_shipped_models_recipe_repeat_bitwise(start, tmp_path):
+def first_part() -> list[str]:
+    """What `make reference` gives its first part beside the preset."""
+    makefile = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
+    assert "$(call PART,.yaml $(FIRST))" in makefile
+    return re.search("^FIRST = (.*)$", makefile, flags=re.MULTILINE)[1].split()
+
+
+@pytest.mark.parametrize("flags", [first_part(), []], ids=["of the shipped model", "of its preset by now"])
+def test_the_first_fifty_steps_repeat_bitwise(start, tmp_path, flags):
     """Also with a stop among them. The images are noise: whether sums are rounded alike does not depend on what is in them."""
     own = torch.Generator().manual_seed(0)
     pixels = torch.randint(256, (2048, 1, 28, 28), dtype=torch.uint8, generator=own)
     labels = torch.randint(10, (2048,), generator=own)
-    config = parse_config(["--config", str(REPOSITORY / "training" / "configs" / "fashion_mnist.yaml")])
+    config = parse_config(["--config", str(REPOSITORY / "training" / "configs" / "fashion_mnist.yaml"), *flags])
     data = ImageData(pixels, labels, [f"class {k}" for k in range(10)])
     first = start(config, data=data)
     for _ in range(50):
