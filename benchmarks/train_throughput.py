@@ -2,8 +2,7 @@
 
     python benchmarks/train_throughput.py [--preset fashion_mnist] [--batch_size 64] [--rounds 10] [--steps 2]
         [--device cpu|cuda] [--threads N] [--processes 2] [--mixed_precision no|bf16|auto] [--optimizer adamw|muon]
-        [--contenders ours floor]
-        [--clock wall|processor] [--json FILE]
+        [--contenders ours floor] [--clock wall|processor] [--json FILE]
 
 The floor is what no loop can do without: forward, backward and optimizer on a batch that lies ready, with our network, its
 memory format and its precision. "documentation" is a loop as diffusers' documentation teaches it. "lucidrains" is the package
@@ -189,7 +188,8 @@ def main() -> None:
     parser.add_argument("--preset", default="fashion_mnist", choices=IMAGES, help="of training/configs")
     parser.add_argument("--batch_size", type=int, help="images per step of each loop; by default the preset's")
     parser.add_argument("--mixed_precision", help="of ours and the floor; by default the preset's")
-    parser.add_argument("--optimizer", default="adamw", help="of ours and the floor; the other loops have AdamW")
+    parser.add_argument("--optimizer", default="adamw", choices=("adamw", "muon"), help="of ours and the floor; "
+                        "documentation's is AdamW, lucidrains' Adam")  # fmt: skip
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--steps", type=int, default=2, help="of each loop in each round")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))

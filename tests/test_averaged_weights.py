@@ -2,16 +2,13 @@
 
 import dataclasses
 import math
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
 from averaged_weights import AveragedWeights, gamma_of, power_decay, warm_decay
-from conftest import REPOSITORY
 from diffusers.training_utils import EMAModel
 from train_config import TrainConfig
+from two_processes import agrees_in_two_processes
 
 EPSILON = 2.0**-24  # of float32: half a unit in the last place
 
@@ -209,20 +206,7 @@ print("agrees")
 
 def test_parameters_that_are_spread_over_processes(tmp_path):
     """FSDP2 with two processes, against one network that is whole in each."""
-    script = tmp_path / "spread.py"
-    script.write_text(SPREAD)
-    port = 20000 + os.getpid() % 20000
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(script)], cwd=REPOSITORY, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            env=os.environ | {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-                              "PYTHONPATH": str(REPOSITORY / "training")},
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    for process in processes:
-        out, err = process.communicate(timeout=120)
-        assert out.splitlines()[-1:] == ["agrees"], err  # Gloo of torch 2.8 has a line of its own
+    agrees_in_two_processes(SPREAD, tmp_path)
 
 
 @pytest.mark.parametrize("step", [1, 2, 3, 10, 1000, 10**7])

@@ -2,18 +2,15 @@
 
 import copy
 import dataclasses
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
 from build_model import build_unet
-from conftest import REPOSITORY
 from image_data import load_images
 from optimizer import Muon, build_optimizer, hidden_weights, orthogonalized
 from torch.utils._python_dispatch import TorchDispatchMode
 from train_config import TrainConfig
+from two_processes import agrees_in_two_processes
 
 RATE, DECAY = 0.01, 0.1
 SHAPES = [(5, 5), (4, 9), (9, 4), (8, 3, 3, 3), (6, 20, 1, 1)]
@@ -313,21 +310,4 @@ print("agrees")
 
 def test_parameters_that_are_divided_among_processes(tmp_path):
     """FSDP2 with two processes, against one network that is whole in each."""
-    script = tmp_path / "divided.py"
-    script.write_text(DIVIDED)
-    port = 20000 + os.getpid() % 20000
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(script)], cwd=REPOSITORY, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            env=os.environ | {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-                              "PYTHONPATH": str(REPOSITORY / "training")},
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    try:
-        for process in processes:
-            out, err = process.communicate(timeout=120)
-            assert out.splitlines()[-1:] == ["agrees"], err
-    finally:
-        for process in processes:
-            process.kill()
+    agrees_in_two_processes(DIVIDED, tmp_path)

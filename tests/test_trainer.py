@@ -172,44 +172,35 @@ def test_the_first_fifty_steps_repeat_bitwise(start, tmp_path, flags):
     assert_equal(everything(third), everything(first))
 
 
-def test_the_weights_move_as_adamw_says(start):
-    """One step by hand: torch's plain AdamW on the gradient of the same loss."""
-    trainer = start(CONFIG)
-    reference = make_trainer(CONFIG)
+def adamw_of(named: dict[str, torch.nn.Parameter], rate: float) -> torch.optim.Optimizer:
+    """torch's plain one."""
+    return torch.optim.AdamW(named.values(), lr=rate, weight_decay=CONFIG.weight_decay, foreach=False, fused=False)
+
+
+def muon_of(named: dict[str, torch.nn.Parameter], rate: float) -> torch.optim.Optimizer:
+    """Of which test_optimizer.py says that it is right."""
+    outside = {"conv_in.weight", "conv_out.weight", "class_embedding.weight"}
+    by_adamw = {name for name, parameter in named.items() if parameter.ndim == 1 or name in outside}
+    matrices = [named[name] for name in named.keys() - by_adamw]
+    return Muon(matrices, [named[name] for name in by_adamw], rate, CONFIG.weight_decay)
+
+
+@pytest.mark.parametrize(("optimizer", "made"), [("adamw", adamw_of), ("muon", muon_of)], ids=["adamw", "muon"])
+def test_the_weights_move_as_the_optimizer_says(start, optimizer, made):
+    """One step by hand, on the gradient of the same loss."""
+    config = dataclasses.replace(CONFIG, optimizer=optimizer)
+    trainer, reference = start(config), make_trainer(config)
     timesteps, weights = reference.timesteps.draw(0)
     reference.batches.start(0, None)
     (batch,) = reference.batches.next(timesteps, weights)
     reference.batches.close()
     reference.objective(reference.unet, batch).loss.backward()
     torch.nn.utils.clip_grad_norm_(reference.unet.parameters(), CONFIG.max_grad_norm)
-    rate = CONFIG.learning_rate / CONFIG.warmup_steps
-    plain = torch.optim.AdamW(
-        reference.unet.parameters(), lr=rate, weight_decay=CONFIG.weight_decay, foreach=False, fused=False
-    )
-    plain.step()
-    trainer.step()
-    for (name, ours), theirs in zip(trainer.unet.named_parameters(), reference.unet.parameters(), strict=True):
-        # The first step of Adam is lr·g/(|g| + 1e-8): a rounding of g that small may change it by a share of lr; lr is 3e-4.
-        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6, msg=name)
-
-
-def test_the_weights_move_as_muon_says(start):
-    """The same by Muon, of which test_optimizer.py says that it is right."""
-    config = dataclasses.replace(CONFIG, optimizer="muon")
-    trainer, reference = start(config), make_trainer(config)
-    reference.batches.start(0, None)
-    (batch,) = reference.batches.next(*reference.timesteps.draw(0))
-    reference.batches.close()
-    reference.objective(reference.unet, batch).loss.backward()
-    torch.nn.utils.clip_grad_norm_(reference.unet.parameters(), CONFIG.max_grad_norm)
     named = dict(reference.unet.named_parameters())
-    by_adamw = {name for name, p in named.items() if p.ndim == 1} | {
-        "conv_in.weight", "conv_out.weight", "class_embedding.weight"
-    }  # fmt: skip
-    inside, others = [named[name] for name in named.keys() - by_adamw], [named[name] for name in by_adamw]
-    Muon(inside, others, CONFIG.learning_rate / CONFIG.warmup_steps, CONFIG.weight_decay).step()
+    made(named, CONFIG.learning_rate / CONFIG.warmup_steps).step()
     trainer.step()
     for name, ours in trainer.unet.named_parameters():
+        # The first step of Adam is lr·g/(|g| + 1e-8): a rounding of g that small may change it by a share of lr; lr is 3e-4.
         torch.testing.assert_close(ours, named[name], rtol=1e-5, atol=1e-6, msg=name)
 
 

@@ -63,7 +63,7 @@ def memory_estimate(
 ) -> dict[str, int]:
     """Bytes in each process when an optimizer step holds most, by what takes them, where nothing is sharded.
 
-    Weights, gradients and averages are counted; activations are measured for a few images, and scaled to the
+    Weights, gradients, moments and averages are counted; activations are measured for a few images, and scaled to the
     images that one pass of one process has.
     """
     weights = FLOAT32 * _parameters(unet)
