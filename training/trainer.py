@@ -9,8 +9,8 @@ import torch
 from accelerate import Accelerator
 from averaged_weights import AveragedWeights
 from checkpoints import Checkpoint, save_checkpoint
-from diffusers.models.resnet import ResnetBlock2D
 from image_data import ImageData
+from layer_speed import place_for_training
 from learning_rate import learning_rate
 from objectives import Objective
 from optimizer import build_optimizer
@@ -46,14 +46,7 @@ class Trainer:
         self.config, self.accelerator, self.step_count = config, accelerator, 0
         if accelerator.device.type == "cpu":
             keep_freed_memory()
-        # Convolutions are fastest where the channels of a pixel lie together, on CPUs and GPUs alike. FSDP takes no such weights.
-        layout = torch.contiguous_format if accelerator.distributed_type == "FSDP" else torch.channels_last
-        self.unet = pipeline.unet.to(accelerator.device, memory_format=layout).train()
-        for module in self.unet.modules():
-            # In training mode diffusers' block copies the input of its shortcut into the slow format, and back again in the
-            # backward pass. That is all the mode changes: its drop-out is a module of its own, which stays in training.
-            if isinstance(module, ResnetBlock2D):
-                module.training = False
+        self.unet = place_for_training(pipeline.unet, accelerator)
         if config.gradient_checkpointing:
             self.unet.enable_gradient_checkpointing()
         self.model, self.optimizer = accelerator.prepare(self.unet, build_optimizer(config, self.unet))
