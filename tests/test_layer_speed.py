@@ -133,6 +133,11 @@ class TestAttention:
         assert found.dtype == torch.bfloat16
         assert torch.equal(found, plain(images.float()).bfloat16())
 
+    def test_of_a_network_that_was_converted_it_is_that_of_its_weights(self):
+        images = torch.randn(2, 16, 8, 8).bfloat16()
+        ours, plain = (self.layers(unet.bfloat16())[0] for unet in (placed(made_unet(), "bf16"), made_unet()))
+        assert torch.equal(ours(images), plain(images))
+
     def test_it_is_diffusers_own_elsewhere(self):
         assert {type(layer.processor) for layer in self.layers(placed(made_unet(), "no"))} == {AttnProcessor2_0}
         assert {type(layer.processor) for layer in self.layers(placed(made_unet(), "bf16"))} == {AttentionInFloat32}

@@ -30,7 +30,8 @@ def place_for_training(unet: UNet2DModel, accelerator: Accelerator) -> UNet2DMod
 
 
 class AttentionInFloat32(AttnProcessor2_0):
-    """Scaled dot-product attention and its linear layers without autocast: on a CPU its backward pass in bf16 is slower."""
+    """Scaled dot-product attention and its linear layers without autocast, in the weights' own precision, which is float32 in
+    training: on a CPU the backward pass in bf16 is slower."""
 
     def __call__(
         self,
@@ -41,7 +42,8 @@ class AttentionInFloat32(AttnProcessor2_0):
         temb: torch.Tensor | None = None,
     ) -> torch.Tensor:
         with torch.autocast(hidden_states.device.type, enabled=False):
-            found = super().__call__(attn, hidden_states.float(), encoder_hidden_states, attention_mask, temb)
+            states = hidden_states.to(attn.to_q.weight.dtype)
+            found = super().__call__(attn, states, encoder_hidden_states, attention_mask, temb)
         return found.to(hidden_states.dtype)
 
 
