@@ -24,7 +24,7 @@ train: $(VENV)/.installed ## train on the embedded digits (2 to 3 minutes on one
 
 # Each of the six parts begins with the weights of the one before. What is finished is passed over, and what was stopped goes on.
 PART = $(MAKE) train ARGS="--config training/configs/fashion_mnist$(1) $(ARGS)"
-FIRST = --optimizer adamw --max_train_steps 10000 --batch_size 32 --learning_rate 0.002 --importance_uniform_share 0.001
+FIRST = --optimizer adamw --max_train_steps 10000 --batch_size 32 --learning_rate 0.002 --objective simple_and_vlb --timestep_sampling importance --importance_uniform_share 0.001
 LARGE_BATCHES = --max_train_steps 11000 --importance_uniform_share 0.9 --mixed_precision bf16 --batch_size 64 --learning_rate 0.0014
 reference: export OMP_NUM_THREADS ?= 2
 reference: ## train as the Fashion-MNIST model that ships was, which took 8 hours of one or two CPU cores, into outputs/fashion_mnist_final
