@@ -1,5 +1,6 @@
 """`--init_from`: training begins with the weights of another model, or is refused before the data is read."""
 
+import dataclasses
 import json
 import shutil
 import signal
@@ -105,6 +106,52 @@ def test_attention_stays_at_its_level_where_the_images_are_of_another_size(tmp_p
     source = load_initial_model(other)  # as long as no image was seen, either may be right
     with pytest.raises(UserError, match=r"down_block_types is .*'AttnDownBlock2D'\] there and \['AttnDownBlock2D', 'D"):
         copy_weights(other, source, build_unet(other, data(1, 8, 8)))
+
+
+MORE = [
+    {"layers_per_block": 2},
+    {"attention_resolutions": (4,)},
+    {"layers_per_block": 2, "attention_resolutions": (4, 8)},
+]
+
+
+@pytest.mark.parametrize("attention", [(), (8,)], ids=str)
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("more", MORE, ids=str)
+def test_a_larger_network_begins_as_the_model_itself(tmp_path, layers, attention, more):
+    """What is new adds zeros, and its shortcuts multiply by one: bitwise, but that attention changes the order of sums, each of
+    less than a thousand terms about one in float64. After a step of training all of it has a gradient."""
+    own = TrainConfig(
+        block_out_channels=(8, 16, 24), norm_num_groups=4, layers_per_block=layers, attention_resolutions=attention
+    )
+    small = build_unet(own, data(1, 16, 16))
+    with torch.no_grad():
+        for parameter in small.parameters():
+            parameter.normal_(std=0.1)
+    DDPMHubPipeline(small, build_scheduler(own), {n: str(n) for n in range(10)}).save_pretrained(tmp_path)
+    larger = dataclasses.replace(
+        own,
+        init_from=str(tmp_path),
+        layers_per_block=layers + more.get("layers_per_block", 1) - 1,
+        attention_resolutions=tuple({*attention, *more.get("attention_resolutions", ())}),
+    )
+    unet = build_unet(larger, data(1, 16, 16))
+    copy_weights(larger, load_initial_model(larger), unet)
+    assert sum(p.numel() for p in unet.parameters()) > sum(p.numel() for p in small.parameters())
+
+    unet, small = unet.double(), small.double()
+    x = torch.randn(2, 1, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    t, classes = torch.tensor([1, 500]), torch.tensor([3, 10])
+    with torch.no_grad():
+        here, there = unet(x, t, classes).sample, small(x, t, classes).sample
+    rounding = 1000 * torch.finfo(torch.float64).eps if "attention_resolutions" in more else 0
+    assert torch.allclose(here, there, rtol=0, atol=rounding)
+    steps = torch.optim.SGD(unet.parameters(), 0.1)
+    for _ in range(2):
+        steps.zero_grad()
+        unet(x, t, classes).sample.square().sum().backward()
+        steps.step()
+    assert [name for name, parameter in unet.named_parameters() if not parameter.grad.any()] == []
 
 
 def test_another_schedule_is_named(source):

@@ -1,6 +1,7 @@
 """Fine-tuning: training begins with the weights of another model."""
 
 import dataclasses
+import re
 from pathlib import Path
 
 import torch
@@ -20,6 +21,8 @@ FREE = {"sample_size", "dropout", "num_class_embeds"}
 
 # At which levels there is attention follows from the heights, which only the data say.
 OF_THE_DATA = {"down_block_types", "up_block_types"}
+
+UP_LAYER = re.compile(r"(up_blocks\.\d+\.(?:resnets|attentions))\.(\d+)\.(.+)")
 
 SCHEDULE = ("num_train_timesteps", "beta_schedule", "beta_start", "beta_end", "rescale_betas_zero_snr")
 
@@ -54,6 +57,9 @@ def load_initial_model(config: TrainConfig) -> DDPMHubPipeline:
 def copy_weights(config: TrainConfig, source: DDPMHubPipeline, unet: UNet2DModel) -> None:
     """Fills `unet` with the weights of `source`.
 
+    Layers and attention that only `unet` has keep the weights that it was made with, which add nothing, so that it draws at first
+    what the source draws (the idea is that of Net2Net, arXiv:1511.05641).
+
     The classes have theirs where there are as many, whatever their names. Other classes all begin as the null class of the
     source, and as nothing where it had no classes: either way the network draws at first what the source draws of no class.
 
@@ -67,13 +73,21 @@ def copy_weights(config: TrainConfig, source: DDPMHubPipeline, unet: UNet2DModel
     """
     _check_same(config, unet, source.unet, FREE)
     own, theirs = unet.state_dict(), source.unet.state_dict()
+    more_layers = unet.config.layers_per_block - source.unet.config.layers_per_block
     for name, tensor in own.items():
+        origin = _name_in_source(name, more_layers)
         if name == CLASSES and name not in theirs:
             tensor.zero_()
         elif name == CLASSES and theirs[name].shape != tensor.shape:
             tensor.copy_(theirs[name][-1].expand_as(tensor))
-        else:
-            tensor.copy_(theirs[name])
+        elif origin in theirs:
+            tensor.copy_(theirs[origin])
+        elif name.endswith(
+            "conv_shortcut.weight"
+        ):  # of a new layer, which is to hand on what the layer before it gives
+            torch.nn.init.dirac_(tensor)
+        elif name.endswith("conv_shortcut.bias"):
+            tensor.zero_()
 
 
 def other_schedule(config: TrainConfig, source: DDPMHubPipeline) -> str | None:
@@ -119,12 +133,37 @@ def _expanded(model: str) -> str:
     return str(Path(model).expanduser()) if model.startswith("~") else model
 
 
+def _name_in_source(name: str, more_layers: int) -> str | None:
+    """What the source calls the weights `name`, if it has them; `None` for a layer that is new on the way up.
+
+    On the way down new layers come last. On the way up each layer is also given what one on the way down has found, the last
+    first. The first is wider than the others, so new ones come second: what the new ones on the way down have found goes to the
+    first and to them, and the rest have the same as before.
+    """
+    found = UP_LAYER.fullmatch(name)
+    if found is None or int(found[2]) == 0:
+        return name
+    layer = int(found[2]) - more_layers
+    return f"{found[1]}.{layer}.{found[3]}" if layer > 0 else None
+
+
 def _check_same(config: TrainConfig, unet: UNet2DModel, source: UNet2DModel, free: set[str]) -> None:
     here, there = (_plain(network.config) for network in (unet, source))
-    names = [name for name in here if not name.startswith("_") and name not in free and here[name] != there[name]]
+    names = [
+        name for name in here if not (name.startswith("_") or name in free or _holds(name, here[name], there[name]))
+    ]
     if names:
         listed = "; ".join(f"{name} is {there[name]!r} there and {here[name]!r} here" for name in names)
         raise UserError(f"`init_from` is {config.init_from!r}, whose network is another one: {listed}.")
+
+
+def _holds(name: str, here: object, there: object) -> bool:
+    """Whether a network with the setting `here` can begin as one with the setting `there`."""
+    if name == "layers_per_block":
+        return here >= there
+    if name in OF_THE_DATA and len(here) == len(there):
+        return all(own in (other, f"Attn{other}") for own, other in zip(here, there, strict=True))
+    return here == there
 
 
 def _plain(values: dict) -> dict:
