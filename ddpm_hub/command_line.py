@@ -118,7 +118,9 @@ def _add_sample(commands) -> None:
         metavar="N",
         help=f"steps, at most the T of the model (default: the model's own; else {DEFAULT_STEPS} of ddpm)",
     )
-    parser.add_argument("--sampler", metavar="NAME", help="ddpm, ddim, dpm++ or unipc (default: the model's own)")
+    parser.add_argument(
+        "--sampler", metavar="NAME", help="ddpm, ddim, dpm++, sde-dpm++ or unipc (default: the model's own)"
+    )
     parser.add_argument(
         "--guidance_scale", type=float, metavar="W", help="of the classes; 1 is none (default: the model's own)"
     )

@@ -239,6 +239,8 @@ def _schedule(scheduler) -> dict:
 
 def _use(model: ModelFolder, scheduler) -> dict:
     """The arguments of the snippets, such that they run and suit the schedule."""
+    from .ddpm_fast_solvers import ADDS_NOISE
+
     channels, height, width = model.image_shape
     learned = scheduler.config.variance_type in ("learned", "learned_range")
     solver = _solver_arguments(model.scheduler, scheduler)
@@ -259,7 +261,8 @@ def _use(model: ModelFolder, scheduler) -> dict:
         "stock_arguments": ", ".join([f"batch_size={SAMPLES}", *arguments, *stock_output]),
         "batch_size": SAMPLES,
         "solver_steps": min(SOLVER_STEPS, len(scheduler)),
-        "noiseless_sampler": None if own.get("sampler", "ddpm") == "ddpm" or own.get("eta") else own["sampler"],
+        "solver_of_its_own": None if own.get("sampler", "ddpm") == "ddpm" or own.get("eta") else own["sampler"],
+        "adds_noise": own.get("sampler") == ADDS_NOISE,
         "guided": own.get("guidance_scale", 1) != 1,
         "loop_steps": steps if solver is None else min(SOLVER_STEPS, len(scheduler)),
         "saves": not output,

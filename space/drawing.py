@@ -23,7 +23,13 @@ LARGEST_COUNT = 16
 LARGEST_CALLS = 16_000  # images times steps
 LARGEST_GUIDANCE = 10.0
 ANY_CLASS = "any"
-SAMPLERS = {"ddpm": "DDPM", "ddim": "DDIM", "dpm++": "DPM-Solver++ 2M", "unipc": "UniPC"}
+SAMPLERS = {
+    "ddpm": "DDPM",
+    "ddim": "DDIM",
+    "dpm++": "DPM-Solver++ 2M",
+    "sde-dpm++": "SDE-DPM-Solver++ 2M",
+    "unipc": "UniPC",
+}
 USUAL_STEPS = 50
 PREVIEW_SECONDS = 0.25
 LARGEST_KEPT, LARGEST_KEPT_BYTES = 64, 2**20

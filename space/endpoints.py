@@ -54,7 +54,7 @@ def generate(
         count: how many images, 1 to 16.
         seed: 0 to 4294967295; image i comes from seed + i alone.
         model: the title of a served model; by default the first one.
-        sampler: "ddpm", "ddim", "dpm++" or "unipc"; by default the model's own.
+        sampler: "ddpm", "ddim", "dpm++", "sde-dpm++" or "unipc"; by default the model's own.
         num_steps: denoising steps, from 1 to the model's T; by default the model's own.
         guidance: strength of classifier-free guidance, 0 to 10; 1 is none; by default the model's own.
 
@@ -123,7 +123,7 @@ def img2img(
         count: how many images, 1 to 16.
         seed: 0 to 4294967295.
         model: the title of a served model; by default the first one.
-        sampler: "ddpm", "ddim", "dpm++" or "unipc"; by default the model's own.
+        sampler: "ddpm", "ddim", "dpm++", "sde-dpm++" or "unipc"; by default the model's own.
         num_steps: denoising steps, from 1 to the model's T.
         guidance: strength of classifier-free guidance, 0 to 10; 1 is none.
 
@@ -155,7 +155,7 @@ def interpolate(
         class_name: one of the model's classes, or "any".
         count: how many images, 2 to 16, the ends included.
         model: the title of a served model; by default the first one.
-        sampler: "ddpm", "ddim", "dpm++" or "unipc"; by default the model's own.
+        sampler: "ddpm", "ddim", "dpm++", "sde-dpm++" or "unipc"; by default the model's own.
         num_steps: denoising steps, from 1 to the model's T.
         guidance: strength of classifier-free guidance, 0 to 10; 1 is none.
 
@@ -185,7 +185,7 @@ def trajectory(
         count: how many images, 1 to 16.
         seed: 0 to 4294967295.
         model: the title of a served model; by default the first one.
-        sampler: "ddpm", "ddim", "dpm++" or "unipc"; by default the model's own.
+        sampler: "ddpm", "ddim", "dpm++", "sde-dpm++" or "unipc"; by default the model's own.
         num_steps: denoising steps, from 1 to the model's T; at most 40 of them are shown.
         guidance: strength of classifier-free guidance, 0 to 10; 1 is none.
 

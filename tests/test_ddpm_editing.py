@@ -43,7 +43,7 @@ class TestImg2img:
         assert [state.timestep for state in states] == [100 * k - 1 for k in range(steps, 0, -1)]
         assert {state.num_steps for state in states} == {steps}
 
-    @pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpm++", "unipc"])
+    @pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpm++", "sde-dpm++", "unipc"])
     def test_it_starts_from_the_noisy_image(self, sampler):
         """By hand: q(x_t | x_0) with the noise of the seed, then the steps that are left."""
         pipeline = make_pipeline()
@@ -65,7 +65,7 @@ class TestImg2img:
 
     def test_the_strength_is_the_same_noise_for_every_sampler(self):
         """Their steps are spaced in ways of their own; each starts at its first one that is not noisier."""
-        for sampler in ("ddpm", "ddim", "dpm++", "unipc"):
+        for sampler in ("ddpm", "ddim", "dpm++", "sde-dpm++", "unipc"):
             states = make_pipeline().stream_img2img(image(), 0.5, num_inference_steps=20, sampler=sampler)
             assert 440 < next(states).timestep <= 499
 

@@ -135,7 +135,7 @@ def test_a_callback_must_be_a_function():
         make_pipeline()(**OPTIONS, callback_on_step_end=3)
 
 
-@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpm++", "unipc"])
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpm++", "sde-dpm++", "unipc"])
 def test_what_is_sent_takes_the_place_of_the_sample(sampler):
     """In double precision and on the way it becomes float32; the next state follows from it with every sampler."""
     nexts = []
@@ -148,7 +148,7 @@ def test_what_is_sent_takes_the_place_of_the_sample(sampler):
     assert (nexts[1].sample - nexts[0].sample).mean() > 0.1
 
 
-@pytest.mark.parametrize("sampler", ["dpm++", "unipc"])
+@pytest.mark.parametrize("sampler", ["dpm++", "sde-dpm++", "unipc"])
 def test_what_is_done_to_the_tensors_of_a_state_changes_nothing(sampler):
     plain = make_pipeline()(**OPTIONS, sampler=sampler, seed=0).images
 
@@ -166,7 +166,7 @@ def test_unknown_tensors_are_refused():
         make_pipeline()(**OPTIONS, callback_on_step_end_tensor_inputs=["latents"])
 
 
-@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpm++", "unipc"])
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpm++", "sde-dpm++", "unipc"])
 def test_threads_on_one_pipeline_get_what_each_would_get_alone(sampler):
     """Each with settings of its own, step by step in turn: what one leaves in the pipeline the next would find."""
     pipeline = make_pipeline()

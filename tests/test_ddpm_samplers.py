@@ -1,5 +1,6 @@
 """The samplers by name: the data of which everything is known, and what they refuse."""
 
+import itertools
 import math
 
 import pytest
@@ -9,9 +10,20 @@ from diffusers import UNet2DModel
 from test_scheduler_statistics import VARIANCE, alpha_bars, exact_moments, known_variance, oracle
 
 from ddpm_hub import DDPMHubPipeline, DDPMHubScheduler, fast_solver
-from ddpm_hub.ddpm_fast_solvers import set_solver_timesteps
+from ddpm_hub.ddpm_fast_solvers import FAST_SOLVERS, set_solver_timesteps
 from ddpm_hub.ddpm_noise_sources import DrawnNoise
 from ddpm_hub.ddpm_samplers import SAMPLERS, make_sampler
+
+
+class Given:
+    """A source of noise that is known."""
+
+    def __init__(self, noise: torch.Tensor):
+        self._noise = noise
+
+    def draw(self, like: torch.Tensor) -> torch.Tensor:
+        assert like.shape == self._noise.shape
+        return self._noise
 
 
 class Oracle(UNet2DModel):
@@ -67,7 +79,42 @@ class TestTheGaussianOracle:
         # Second order: 16 times less for four times the steps, once the steps are small; 10 are not yet.
         assert errors[0] > 8 * errors[2]
 
-    @pytest.mark.parametrize("sampler", ["dpm++", "unipc"])
+    def test_the_solver_with_noise_nears_the_data_with_the_square_of_the_steps(self):
+        """Linear, too: x_0 = c + a·x_T + Σ b_i·z_i. Row 0 has x_T = 1, row i has z_i = 1, the last has neither, which is c; so
+        a² + Σ b_i² is the variance of what is drawn, without chance."""
+        pipeline = oracle_pipeline()
+        errors = []
+        for steps in (20, 40, 80):
+            sampler = make_sampler(pipeline.scheduler, "sde-dpm++", steps)
+            x, *noises = torch.eye(steps + 2)[: steps + 1].reshape(steps + 1, -1, 1, 1, 1)
+            for index, t in enumerate(sampler.timesteps):
+                sampler.begin(index)
+                x, _ = sampler.step(pipeline.unet(x, t)[0], index, x, Given(noises[index]))
+            drawn = x.flatten().double()
+            errors.append(abs((drawn[:-1] - drawn[-1]).square().sum().item() / VARIANCE - 1))
+        assert errors[2] < 0.01
+        # Second order, as above; with noise 20 steps are about as exact as 10 without.
+        assert errors[0] > 8 * errors[2]
+
+    def test_the_solver_with_noise_draws_from_the_posterior_of_a_known_image(self):
+        """Of a network that sees x_0 each of its steps is q(x_s given x_t, x_0), which the DDPM has, from the same noise."""
+        scheduler = DDPMHubScheduler(beta_schedule="squaredcos_cap_v2", prediction_type="sample", clip_sample=False)
+        own = torch.Generator().manual_seed(0)
+        x_0, x = torch.rand(2, 1, 4, 4, generator=own) - 0.5, torch.randn(2, 1, 4, 4, generator=own)
+        sampler = make_sampler(scheduler, "sde-dpm++", 8)
+        bars = [scheduler.alphas_cumprod[t].item() for t in sampler.timesteps] + [1.0]
+        for index, (bar, bar_s) in enumerate(itertools.pairwise(bars)):
+            z = torch.randn(x.shape, generator=own)
+            between, merged = bar / bar_s, (1 - bar_s) / (1 - bar)
+            mean = math.sqrt(bar_s) * (1 - between) / (1 - bar) * x_0 + math.sqrt(between) * merged * x
+            sampler.begin(index)
+            x, estimate = sampler.step(x_0, index, x, Given(z))
+            assert torch.equal(estimate, x_0)
+            # float32 rounding of numbers up to about 4, and the solver's of log and exp.
+            torch.testing.assert_close(x, mean + math.sqrt(merged * (1 - between)) * z, rtol=0, atol=2e-5)
+        assert torch.equal(x, x_0)
+
+    @pytest.mark.parametrize("sampler", ["dpm++", "sde-dpm++", "unipc"])
     def test_a_learned_variance_is_cut_off(self, sampler):
         """A network with twice the channels and the same prediction: the same samples."""
         pipeline, learned = oracle_pipeline(), oracle_pipeline(variance_type="learned_range")
@@ -81,7 +128,7 @@ class TestTheGaussianOracle:
 
 class TestTimesteps:
     @pytest.mark.parametrize("schedule", ["linear", "squaredcos_cap_v2"])
-    @pytest.mark.parametrize("name", ["dpm++", "unipc"])
+    @pytest.mark.parametrize("name", FAST_SOLVERS)
     def test_solvers_take_exactly_the_steps_that_are_asked_for(self, schedule, name):
         """The stock ones take one more for 62 of the n, or end at −1."""
         solver = fast_solver(DDPMHubScheduler(beta_schedule=schedule), name)
@@ -100,14 +147,14 @@ class TestTimesteps:
     def test_usual_steps(self):
         scheduler = DDPMHubScheduler(timestep_spacing="trailing")
         assert {name: len(make_sampler(scheduler, name).timesteps) for name in SAMPLERS} == {
-            "ddpm": 1000, "ddim": 50, "dpm++": 20, "unipc": 20,
+            "ddpm": 1000, "ddim": 50, "dpm++": 20, "sde-dpm++": 20, "unipc": 20,
         }  # fmt: skip
 
     def test_a_start_in_the_middle_goes_on_as_if_it_had_been_reached(self):
-        """With the exact ε of one image every sampler leads from anywhere to that image."""
+        """With the exact ε of one image every sampler that adds no noise leads from anywhere to that image."""
         scheduler = DDPMHubScheduler(timestep_spacing="trailing", clip_sample=False)
         x_0, noise = torch.rand(1, 1, 4, 4) - 0.5, torch.randn(1, 1, 4, 4)
-        for name in SAMPLERS:
+        for name in set(SAMPLERS) - {"sde-dpm++"}:
             sampler = make_sampler(scheduler, name, 10, None if name != "ddpm" else 0.0)
             sampler.begin(6)
             x_t = sampler.add_noise(x_0, noise, 6)
@@ -121,12 +168,13 @@ class TestTimesteps:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("dpm",), "`sampler` is 'dpm'; it must be one of 'ddpm', 'ddim', 'dpm[+][+]', 'unipc'"),
+        (("dpm",), "`sampler` is 'dpm'; it must be one of 'ddpm', 'ddim', 'dpm[+][+]', 'sde-dpm[+][+]', 'unipc'"),
         (("ddim", 0), "`num_inference_steps` is 0"),
         (("unipc", 1001), "`num_inference_steps` is 1001; it must be a whole number, from 1 to 1000"),
         (("ddim", 10, 1.5), r"`eta` is 1.5; it must be a number from 0 \(DDIM\) to 1 \(DDPM\)"),
         (("ddim", 10, math.nan), "`eta` is nan"),
         (("dpm++", 10, 0.5), "`eta` is 0.5, but `sampler` = 'dpm[+][+]' adds no noise; use 'ddpm' or 'ddim'"),
+        (("sde-dpm++", 10, 0), "`eta` is 0.0, but `sampler` = 'sde-dpm[+][+]' has its own noise; use 'ddpm' or 'ddim'"),
     ],
 )
 def test_what_does_not_exist(arguments, message):

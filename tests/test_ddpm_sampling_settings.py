@@ -26,7 +26,7 @@ def test_figures_name_the_settings_that_there_are():
     assert tuple(SAMPLING_FORM) == SETTINGS
 
 
-def chosen(stored, has_labels=True, usual=USUAL, samplers=("ddpm", "ddim", "dpm++", "unipc"), **given):
+def chosen(stored, has_labels=True, usual=USUAL, samplers=("ddpm", "ddim", "dpm++", "sde-dpm++", "unipc"), **given):
     return settings_for_call(stored, dict.fromkeys(SETTINGS) | given, has_labels, usual, samplers)
 
 

@@ -497,7 +497,7 @@ def test_a_stock_model_is_drawn_as_diffusers_draws_it(tmp_path):
     theirs = stock(generator=torch.Generator().manual_seed(0), **options).images
     # Their coefficients err by up to 4e-4, in [0, 1] half of that, through 20 steps of which the last count most.
     np.testing.assert_allclose(ours(generator=torch.Generator().manual_seed(0), **options).images, theirs, atol=2e-3)
-    for sampler in ("ddim", "dpm++", "unipc"):
+    for sampler in ("ddim", "dpm++", "sde-dpm++", "unipc"):
         assert ours(seed=0, sampler=sampler).images[0].size == (8, 8)
 
 
@@ -515,7 +515,7 @@ def test_what_is_no_sample_is_not_decoded(sample, message):
         make_pipeline().decode(sample)
 
 
-@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpm++", "unipc"])
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpm++", "sde-dpm++", "unipc"])
 def test_a_callback_that_gives_back_what_it_got_changes_nothing(sampler):
     """As diffusers' callbacks do; UniPC, too, goes on correcting by where it has been."""
     pipeline, options = make_pipeline(), {"seed": 1, "sampler": sampler, "num_inference_steps": 5}

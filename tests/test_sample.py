@@ -282,7 +282,7 @@ class TestMistakes:
             (["--mixed_precision", "fp8"], "`mixed_precision` is 'fp8'; it must be one of 'no', 'bf16', 'fp16'."),
             (["--mixed_precision", "fp16"], "`mixed_precision` is 'fp16', which is for GPUs"),
             (["--format", "jpg"], "`format` is 'jpg'; it must be one of 'png', 'npy'."),
-            (["--sampler", "euler"], "`sampler` is 'euler'; it must be one of 'ddpm', 'ddim', 'dpm++', 'unipc'."),
+            (["--sampler", "euler"], "`sampler` is 'euler'; it must be one of 'ddpm', 'ddim', 'dpm++', 'sde-dpm++', 'unipc'."),
             (["--num_inference_steps", "1001"], "`num_inference_steps` is 1001; it must be a whole number, from 1 to 1000."),
             (["--eta", "2"], "`eta` is 2.0; it must be a number from 0 (DDIM) to 1 (DDPM)."),
             (["--sampler", "unipc", "--timestep_spacing", "leading"], "`timestep_spacing` is 'leading', but"),

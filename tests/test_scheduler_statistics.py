@@ -12,6 +12,7 @@ import torch
 from scipy import stats
 
 from ddpm_hub import DDPMHubScheduler, estimate_original_sample_variances, fast_solver
+from ddpm_hub.ddpm_fast_solvers import FAST_SOLVERS
 
 MEAN, VARIANCE = 0.3, 0.25
 
@@ -217,17 +218,19 @@ class TestAnalyticVariance:
 
 # diffusers 0.42 gives its solvers' tables to NumPy in a way that NumPy 2 deprecates.
 class TestFastSolvers:
-    @pytest.mark.parametrize("name", ["dpm++", "unipc"])
+    @pytest.mark.parametrize("name", FAST_SOLVERS)
     @pytest.mark.parametrize("schedule", ["linear", "scaled_linear", "squaredcos_cap_v2"])
     @pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
     def test_the_known_answer(self, name, schedule, prediction_type):
-        """A deterministic solver of order 2 is near the data's variance at 50 steps; x_T's mean is the rest."""
+        """A solver of order 2 is near the data's variance at 50 steps; x_T's mean is the rest."""
         ours = scheduler(beta_schedule=schedule, prediction_type=prediction_type)
         solver = fast_solver(ours, name)
         solver.set_timesteps(50)
-        sample = torch.randn(20_000, 1, 1, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        own = torch.Generator().manual_seed(0)
+        sample = torch.randn(20_000, 1, 1, 1, generator=own, dtype=torch.float64)
+        drawn = {"generator": own} if name == "sde-dpm++" else {}
         for timestep in solver.timesteps:
-            sample = solver.step(oracle(ours, sample, timestep), timestep, sample).prev_sample
+            sample = solver.step(oracle(ours, sample, timestep), timestep, sample, **drawn).prev_sample
         assert abs(sample.mean().item() - MEAN) < 5 * math.sqrt(VARIANCE / 20_000) + 5e-3
         assert abs(sample.var().item() - VARIANCE) < 5 * VARIANCE * math.sqrt(2 / 20_000) + 0.02 * VARIANCE
 
@@ -264,7 +267,7 @@ class TestFastSolvers:
             means.append(abs(sample.mean().item() - MEAN))
         assert means[0] > 10 * means[1]
 
-    @pytest.mark.parametrize("name", ["dpm++", "unipc"])
+    @pytest.mark.parametrize("name", FAST_SOLVERS)
     @pytest.mark.parametrize("kind", ["sigmoid", "analytic"])
     def test_schedules_and_variances_that_stock_classes_do_not_know(self, name, kind):
         ours = analytic() if kind == "analytic" else scheduler(beta_schedule="sigmoid")
@@ -274,11 +277,11 @@ class TestFastSolvers:
 
     @pytest.mark.parametrize("learned", ["learned", "learned_range"])
     def test_a_learned_variance_is_refused(self, learned):
-        with pytest.raises(ValueError, match=f"`variance_type` is '{learned}'; a deterministic solver"):
+        with pytest.raises(ValueError, match=f"`variance_type` is '{learned}'; a solver"):
             fast_solver(scheduler(variance_type=learned))
 
     def test_what_a_stock_solver_cannot_do_is_refused(self):
-        with pytest.raises(ValueError, match=r"`name` is 'euler'; it must be one of 'dpm\+\+', 'unipc'"):
+        with pytest.raises(ValueError, match=r"`name` is 'euler'; it must be one of 'dpm\+\+', 'sde-dpm\+\+', 'unipc'"):
             fast_solver(scheduler(), "euler")
         with pytest.raises(ValueError, match=r"`clip_sample_range` is 2\.0"):
             fast_solver(scheduler(clip_sample=True, clip_sample_range=2.0))

@@ -69,7 +69,7 @@ def test_image_i_is_the_pipelines_own_image_for_seed_plus_i(served, class_name, 
         np.testing.assert_array_equal(shown[..., 0], np.asarray(image))
 
 
-@pytest.mark.parametrize(("sampler", "guidance"), [("ddim", 1), ("dpm++", 2.5), ("unipc", 0)])
+@pytest.mark.parametrize(("sampler", "guidance"), [("ddim", 1), ("dpm++", 2.5), ("sde-dpm++", 1), ("unipc", 0)])
 def test_samplers_and_guidance_reach_the_pipeline(served, sampler, guidance):
     own = make_pipeline()(class_labels=[1], sampler=sampler, num_inference_steps=5, guidance_scale=guidance, seed=7)
     drawn = frames(count=1, sampler=sampler, guidance=guidance)[-1].sample[0, ..., 0]
@@ -212,7 +212,7 @@ SEED_RANGE = "it must be a whole number from 0 to 4294967295."
         ({"num_steps": 1001}, "Steps is 1001; it must be a whole number from 1 to 1000."),
         ({"guidance": -0.1}, "Guidance is -0.1; it must be a number from 0 to 10."),
         ({"guidance": float("nan")}, "Guidance is nan; it must be a number from 0 to 10."),
-        ({"sampler": "euler"}, "Sampler is 'euler'; it must be one of ddpm, ddim, dpm++, unipc."),
+        ({"sampler": "euler"}, "Sampler is 'euler'; it must be one of ddpm, ddim, dpm++, sde-dpm++, unipc."),
         ({"model": "../secret"}, "Model is '../secret'; it must be one of model."),
         ({"seed": -1}, f"Seed is -1; {SEED_RANGE}"),
         ({"seed": 2**32}, f"Seed is 4294967296; {SEED_RANGE}"),

@@ -55,7 +55,7 @@ def network_calls() -> list:
 # --- What is kept ---
 
 
-@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpm++", "unipc"])
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpm++", "sde-dpm++", "unipc"])
 @pytest.mark.usefixtures("served")
 def test_every_step_is_the_pipelines_own(sampler):
     way, own = trajectory(**REQUEST | {"sampler": sampler}), own_states(5, sampler)

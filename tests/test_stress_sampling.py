@@ -171,7 +171,7 @@ def cases(draw) -> Case:
     inverts, count = method in ("invert", "reconstruct"), draw(st.sampled_from([2, 3, 1]))
     samplers = {"inpaint": ("ddpm", "ddim"), "invert": ("ddim",), "reconstruct": ("ddim",)}
     count = draw(st.integers(2, 4)) if method == "interpolate" else count
-    given, rows = draw(options(kind, count, samplers.get(method, ("ddpm", "ddim", "dpm++", "unipc"))))
+    given, rows = draw(options(kind, count, samplers.get(method, ("ddpm", "ddim", "dpm++", "sde-dpm++", "unipc"))))
     if given["sampler"] in ("ddpm", "ddim") and not inverts:
         given |= draw(st.fixed_dictionaries({}, optional={"eta": st.sampled_from([0, 0.5, 1.0])}))
     if method == "__call__":

@@ -32,7 +32,7 @@ CHOICES = {
     "unreadable_images": ("refuse", "skip"),
     # The scheduler knows more: the analytic one is estimated once the network is trained.
     "variance_type": ("fixed_small", "fixed_large", "learned_range"),
-    "sampler": ("ddpm", "ddim", "dpm++", "unipc"),
+    "sampler": ("ddpm", "ddim", "dpm++", "sde-dpm++", "unipc"),
     "objective": ("simple", "vlb", "hybrid", "simple_and_vlb"),
     "loss_weighting": ("none", "snr", "min_snr"),
     "timestep_sampling": ("uniform", "stratified", "importance"),

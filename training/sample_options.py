@@ -45,7 +45,7 @@ def parse_options(argv: list[str]) -> argparse.Namespace:
 def _add_sampling(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("sampling", "as in DDPMHubPipeline; what is left out is as the model has it")
     add = group.add_argument
-    add("--sampler", metavar="NAME", help="ddpm, ddim, dpm++ or unipc")
+    add("--sampler", metavar="NAME", help="ddpm, ddim, dpm++, sde-dpm++ or unipc")
     add("--num_inference_steps", type=int, metavar="N", help="reverse steps, from 1 to T")
     add("--eta", type=float, help="η of ddpm and ddim, from 0 to 1")
     add("--guidance_scale", type=float, metavar="W", help="w of classifier-free guidance; 1 is none")

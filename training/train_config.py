@@ -53,7 +53,8 @@ class TrainConfig:
         dropout: drop-out in the U-Net.
         unet_options: further arguments of diffusers' `UNet2DModel`, by name.
         init_from: a model whose weights training begins with instead of random ones, a folder or `USER/NAME` of the Hub. Its
-            network must be the one that this configuration describes; its classes may be others.
+            network must be the one that this configuration describes, or have fewer layers or less attention; its classes may be
+            others.
         gradient_checkpointing: compute activations again in the backward pass, which takes less memory and more time.
         compile: compile the network with `torch.compile`; refused on a CPU, where PyTorch then computes wrong gradients.
         num_train_timesteps: T.
@@ -97,7 +98,7 @@ class TrainConfig:
         report_to: trackers beside the log on disk: `tensorboard`, `wandb`, `trackio`.
         tracker_project: under which name they list the run.
         sample_every: optimizer steps between sample grids; 0 for none but the last.
-        sampler: with which the grids and the scored samples are drawn, `ddpm`, `ddim`, `dpm++` or `unipc`; this and the
+        sampler: with which the grids and the scored samples are drawn, `ddpm`, `ddim`, `dpm++`, `sde-dpm++` or `unipc`; this and the
             four that follow are stored with the model, as what it is sampled with where a call says nothing else.
         num_inference_steps: steps of the sampler.
         eta: of `ddpm` (1 by default) and `ddim` (0 by default), from 0 to 1.

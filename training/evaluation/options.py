@@ -102,7 +102,7 @@ def _add_samples(group) -> None:
     add(
         "--sampler",
         metavar="NAME",
-        help="ddpm, ddim, dpm++ or unipc (default, as for the next four: as the model has it)",
+        help="ddpm, ddim, dpm++, sde-dpm++ or unipc (default, as for the next four: as the model has it)",
     )
     add("--num_inference_steps", type=int, metavar="N")
     add("--eta", type=float)
