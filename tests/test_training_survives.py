@@ -275,3 +275,12 @@ def test_a_launcher_that_asks_for_something_else_is_refused(trains, tmp_path, fl
     assert result.returncode == 2
     assert message in result.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_processes_that_would_not_work_together_are_refused(trains, tmp_path):
+    """Without a GPU accelerate takes no notice of the others, and each would train the whole model in the same folder."""
+    result = trains.run(*SMALL, "--output_dir", tmp_path / "run", processes=2, ACCELERATE_USE_CPU="false")
+    assert result.returncode == 2
+    assert "WORLD_SIZE is 2, but" in result.stderr
+    assert "put ACCELERATE_USE_CPU=true before the command" in result.stderr
+    assert not (tmp_path / "run").exists()

@@ -109,12 +109,18 @@ def join_processes(**options):
         options: of `accelerate.PartialState`.
 
     Raises:
+        UserError: if accelerate does not join them.
         RuntimeError: if one of them has ended.
     """
     from accelerate import PartialState
     from accelerate.utils import parse_flag_from_env
 
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), **options)
+    if (started := os.environ.get("WORLD_SIZE", "1")) not in ("1", str(state.num_processes)):
+        raise UserError(
+            f"WORLD_SIZE is {started}, but without a GPU each of these processes would do the whole work alone; put "
+            f"ACCELERATE_USE_CPU=true before the command, or start one process."
+        )
     wait_for_all(state)
     return state
 
