@@ -1,6 +1,7 @@
 """What the demo draws, against the pipeline itself: a real tiny model in a folder, no page."""
 
 import asyncio
+import functools
 import itertools
 import threading
 from pathlib import Path
@@ -12,7 +13,7 @@ import served_models
 from conftest import make_pipeline, run_python, seeds
 from PIL import Image
 from request_checks import LARGEST_SEED, InvalidRequestError
-from tabs import streaming
+from tabs import results, streaming
 
 REQUEST = {"class_name": "one", "count": 3, "sampler": "ddpm", "num_steps": 5, "guidance": 1, "seed": 7}
 
@@ -60,6 +61,20 @@ def test_between_two_previews_there_are_no_pixels_and_at_the_ends_there_are(serv
     found = frames(preview_seconds=3600)
     assert [frame.sample is not None for frame in found] == [True, False, False, False, True]
     assert [frame.original is not None for frame in found] == [True, False, False, False, True]
+
+
+def test_the_page_is_told_of_previews_and_not_of_every_step(served, monkeypatch):
+    """A browser that is told of a thousand steps faster than it shows them shows none until the end."""
+    monkeypatch.setattr(results, "frames", functools.partial(streaming.frames, preview_seconds=3600))
+
+    async def told() -> list[tuple]:
+        return [update async for update in results.drawn_images("generate", lambda: drawing.image_drawing(**REQUEST))]
+
+    empty, first, end = asyncio.run(told())
+    assert "<img" not in empty[0]
+    assert first[0].count("<img") == 2
+    assert "Step 1 of 5" in first[2]
+    assert "Done: 5 steps" in end[2]
 
 
 @pytest.mark.parametrize(("class_name", "label"), [("any", None), ("zero", 0), ("one", 1), ("two", 2)])

@@ -58,8 +58,9 @@ async def drawn_images(action: str, make: Callable[[], Drawing]) -> AsyncIterato
             yield panels(), None, gr.skip()
             async with frames(asked) as drawn:
                 async for frame in drawn:
-                    if frame.step < frame.num_steps:
-                        yield gr.skip() if frame.sample is None else panels(frame), gr.skip(), progress(frame)
+                    # Not for every step: a page that cannot keep up with what it is told shows none of it.
+                    if frame.sample is not None and frame.step < frame.num_steps:
+                        yield panels(frame), gr.skip(), progress(frame)
             drawing.keep(asked, frame)
             yield panels(frame), captioned(frame, asked), finished(frame)
     except gr.Error as error:
