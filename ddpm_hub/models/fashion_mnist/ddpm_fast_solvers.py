@@ -1,4 +1,4 @@
-"""diffusers' fast deterministic solvers, with settings that are right for a DDPM's schedule.
+"""diffusers' fast solvers, with settings that are right for a DDPM's schedule.
 
 This file is copied beside every model that is published: it imports its siblings, torch and diffusers.
 """
@@ -13,7 +13,8 @@ from .ddpm_argument_checks import check_integer
 from .ddpm_noise_schedules import spaced_timesteps
 from .scheduling_ddpm_hub import LEARNED_VARIANCE_TYPES, DDPMHubScheduler
 
-FAST_SOLVERS = ("dpm++", "unipc")
+FAST_SOLVERS = ("dpm++", "sde-dpm++", "unipc")
+ADDS_NOISE = "sde-dpm++"  # the one that is not deterministic
 
 # Solvers step in λ = log(√ᾱ/√(1−ᾱ)), which is unbounded where ᾱ_T nears 0 (cosine, zero terminal SNR). There an error δ
 # of ε becomes δ/√ᾱ in x̂_0; at λ = −5.1, √ᾱ = 0.006, x_t is noise and the factor is bounded.
@@ -28,10 +29,10 @@ def fast_solver(scheduler: DDPMHubScheduler, name: str = "dpm++") -> SchedulerMi
     are even in λ where λ is bounded by itself.
 
     Args:
-        scheduler (`DDPMHubScheduler`): of any fixed variance, which a deterministic solver does not use. A network with a
+        scheduler (`DDPMHubScheduler`): of any fixed variance, which a solver does not use. A network with a
             learned variance needs its second half of the channels cut off first, and `variance_type` = "fixed_small".
-        name (`str`): `dpm++` (DPM-Solver++ 2M, Lu et al. 2022, arXiv:2211.01095) or `unipc` (Zhao et al. 2023,
-            arXiv:2302.04867).
+        name (`str`): `dpm++` (DPM-Solver++ 2M, Lu et al. 2022, arXiv:2211.01095), `sde-dpm++` (SDE-DPM-Solver++ 2M, the
+            same paper: as many steps of the reverse SDE, each with noise) or `unipc` (Zhao et al. 2023, arXiv:2302.04867).
 
     Returns:
         `DPMSolverMultistepScheduler` or `UniPCMultistepScheduler`: call its `set_timesteps` and `step` as in diffusers.
@@ -43,7 +44,7 @@ def fast_solver(scheduler: DDPMHubScheduler, name: str = "dpm++") -> SchedulerMi
         raise ValueError(f"`name` is {name!r}; it must be one of {', '.join(map(repr, FAST_SOLVERS))}.")
     if scheduler.config.variance_type in LEARNED_VARIANCE_TYPES:
         raise ValueError(
-            f"`variance_type` is {scheduler.config.variance_type!r}; a deterministic solver takes the prediction alone. Cut "
+            f"`variance_type` is {scheduler.config.variance_type!r}; a solver takes the prediction alone. Cut "
             f"the network's second half of the channels off, and use a scheduler with `variance_type` = 'fixed_small'."
         )
     return solver_of_predictions(scheduler, name)
@@ -73,7 +74,8 @@ def solver_of_predictions(scheduler: DDPMHubScheduler, name: str) -> SchedulerMi
         settings["trained_betas"] = scheduler.betas.tolist()
     if name == "unipc":
         return UniPCMultistepScheduler.from_config(config, **settings)
-    settings |= {"algorithm_type": "dpmsolver++", "solver_order": 2}
+    algorithm = "sde-dpmsolver++" if name == ADDS_NOISE else "dpmsolver++"
+    settings |= {"algorithm_type": algorithm, "solver_order": 2}
     settings |= {"lambda_min_clipped": SMALLEST_LAMBDA} if unbounded else {"use_lu_lambdas": True}
     return DPMSolverMultistepScheduler.from_config(config, **settings)
 

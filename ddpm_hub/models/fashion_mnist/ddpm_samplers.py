@@ -8,13 +8,13 @@ import copy
 import torch
 
 from .ddpm_argument_checks import check_choice, check_fraction, check_integer
-from .ddpm_fast_solvers import FAST_SOLVERS, set_solver_timesteps, solver_of_predictions
+from .ddpm_fast_solvers import ADDS_NOISE, FAST_SOLVERS, set_solver_timesteps, solver_of_predictions
 from .ddpm_noise_sources import NoiseSource
 from .scheduling_ddpm_hub import DDPMHubScheduler
 
 SAMPLERS = ("ddpm", "ddim", *FAST_SOLVERS)
 # Where nobody says how many: DDPM takes every step that was trained.
-_USUAL_STEPS = {"ddim": 50, "dpm++": 20, "unipc": 20}
+_USUAL_STEPS = {"ddim": 50} | dict.fromkeys(FAST_SOLVERS, 20)
 
 
 class DDPMSampler:
@@ -61,9 +61,10 @@ class DDPMSampler:
 
 
 class SolverSampler:
-    """A deterministic multistep solver of diffusers; attributes and methods as in [`DDPMSampler`]."""
+    """A multistep solver of diffusers; attributes and methods as in [`DDPMSampler`]."""
 
     def __init__(self, scheduler: DDPMHubScheduler, name: str, num_inference_steps: int):
+        self._adds_noise = name == ADDS_NOISE
         self._solver = solver_of_predictions(scheduler, name)
         set_solver_timesteps(self._solver, num_inference_steps)
         self.timesteps: list[int] = self._solver.timesteps.tolist()
@@ -73,7 +74,8 @@ class SolverSampler:
 
     def step(self, output: torch.Tensor, index: int, sample: torch.Tensor, noise: NoiseSource) -> tuple:
         prediction = output[:, : sample.shape[1]].to(sample.dtype)  # the rest is a learned variance, of no use here
-        (following,) = self._solver.step(prediction, self.timesteps[index], sample, return_dict=False)
+        drawn = {"variance_noise": noise.draw(sample)} if self._adds_noise else {}
+        (following,) = self._solver.step(prediction, self.timesteps[index], sample, return_dict=False, **drawn)
         return following, self._solver.model_outputs[-1].clone()  # the solver needs its own again
 
     def replaced(self) -> None:
@@ -97,7 +99,7 @@ def make_sampler(
         eta (`float`, *optional*): η of `ddpm` and `ddim`; by default 1 and 0.
 
     Raises:
-        ValueError: for an unknown name, an n or η outside its range, or η for a deterministic solver.
+        ValueError: for an unknown name, an n or η outside its range, or η for a solver.
     """
     check_choice("sampler", name, SAMPLERS)
     num_train = len(scheduler)
@@ -109,8 +111,7 @@ def make_sampler(
         return DDPMSampler(scheduler, steps, eta if eta is not None else 1.0 if name == "ddpm" else 0.0)
     if num_train < 2:
         raise ValueError(f"`sampler` is {name!r}, which needs T of at least 2; use 'ddpm'.")
-    if eta:
-        raise ValueError(
-            f"`eta` is {eta!r}, but `sampler` = {name!r} adds no noise; use 'ddpm' or 'ddim', or leave it out."
-        )
+    if eta is not None and (eta or name == ADDS_NOISE):
+        does = "has its own noise" if name == ADDS_NOISE else "adds no noise"
+        raise ValueError(f"`eta` is {eta!r}, but `sampler` = {name!r} {does}; use 'ddpm' or 'ddim', or leave it out.")
     return SolverSampler(scheduler, name, steps)

@@ -165,7 +165,8 @@ class DDPMHubPipeline(DDPMEditing, DiffusionPipeline):
                 arXiv:2207.12598), as diffusers counts it: the prediction is u + w (c − u), c with the class and u without.
                 Each step then calls the network once on twice as many images; at 1 it is called with the class alone.
             sampler (`str`, *optional*): `ddpm`; `ddim` (Song et al. 2020, arXiv:2010.02502); `dpm++` (DPM-Solver++ 2M,
-                Lu et al. 2022, arXiv:2211.01095); `unipc` (Zhao et al. 2023, arXiv:2302.04867).
+                Lu et al. 2022, arXiv:2211.01095); `sde-dpm++` (SDE-DPM-Solver++ 2M, the same paper: with noise in each step);
+                `unipc` (Zhao et al. 2023, arXiv:2302.04867).
             seed (`int` or `list[int]`, *optional*): in place of `generator`: one per image; of a number s, image i has
                 s + i. The noise is drawn on the CPU, the same one for every device.
             timestep_spacing (`str`, *optional*): `leading`, `trailing` or `linspace`, for `ddpm` and `ddim`; by default the
