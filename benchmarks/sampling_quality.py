@@ -129,10 +129,12 @@ def standard_error(left_out: torch.Tensor) -> float:
 
 def rows_for(pipeline, model: str, steps=STEPS) -> list[dict]:
     """Every sampler at every number of steps; the variance matters to DDPM alone."""
+    from ddpm_hub.ddpm_samplers import SAMPLERS
+
     own = pipeline.scheduler.config.variance_type
     learned = own in ("learned", "learned_range")
     kinds = [("ddpm", own)] if learned else [("ddpm", v) for v in FIXED_VARIANCES]
-    kinds += [] if learned else [(sampler, "none") for sampler in ("ddim", "dpm++", "unipc")]
+    kinds += [] if learned else [(sampler, "none") for sampler in SAMPLERS if sampler != "ddpm"]
     return [
         {"model": model, "sampler": sampler, "variance_type": variance, "num_inference_steps": n}
         for n in steps

@@ -115,6 +115,7 @@ CONTRADICTIONS = [
     ({"streaming": True, "split": "train[:50%]"}, r"`split` is 'train\[:50%\]', a part of a split, which a stream"),
     ({"batch_size": 10, "gradient_accumulation_steps": 4}, "`batch_size` is 10; .*gradient_accumulation_steps = 4"),
     ({"max_train_steps": 50}, "`warmup_steps` is 100; it must be at most max_train_steps = 50; add --warmup_steps 5"),
+    ({"eta": 0.0, "sampler": "sde-dpm++"}, "`eta` is 0.0 and `sampler` is 'sde-dpm[+][+]', which has its own noise; leave"),
     ({"eta": 0.5, "sampler": "dpm++"}, "`eta` is 0.5 and `sampler` is 'dpm[+][+]', which adds no noise; leave eta out"),
     ({"sampler": "euler"}, "`sampler` is 'euler'; it must be one of ddpm, ddim, dpm"),
     ({"num_inference_steps": 100, "num_train_timesteps": 50}, "`num_inference_steps` is 100; .*num_train_timesteps = 50"),

@@ -273,10 +273,11 @@ def _check_objective(config: TrainConfig) -> None:
             f"`objective` is 'hybrid' and `variance_type` is {config.variance_type!r}: the bound in it trains the variance "
             f"alone, and there is none to train. Add --variance_type learned_range, or --objective simple."
         )
-    if config.eta and config.sampler not in ("ddpm", "ddim"):
+    has_own_noise = config.sampler == "sde-dpm++"
+    if config.eta is not None and (has_own_noise or (config.eta and config.sampler not in ("ddpm", "ddim"))):
+        does = "has its own noise" if has_own_noise else "adds no noise"
         raise UserError(
-            f"`eta` is {config.eta} and `sampler` is {config.sampler!r}, which adds no noise; leave eta out, or add --sampler "
-            f"ddpm."
+            f"`eta` is {config.eta} and `sampler` is {config.sampler!r}, which {does}; leave eta out, or add --sampler ddpm."
         )
     if config.guidance_scale != 1 and not (config.class_conditional and config.class_dropout):
         lacking = "class_conditional" if not config.class_conditional else "class_dropout"

@@ -69,13 +69,20 @@ def copy_weights(config: TrainConfig, source: DDPMHubPipeline, unet: UNet2DModel
         unet (`UNet2DModel`): as [`build_unet`] made it for the data.
 
     Raises:
-        UserError: if the network for the data is another one than the model's, naming every difference.
+        UserError: if the network for the data is another one than the model's, and not a larger one, naming every difference.
     """
     _check_same(config, unet, source.unet, FREE)
     own, theirs = unet.state_dict(), source.unet.state_dict()
     more_layers = unet.config.layers_per_block - source.unet.config.layers_per_block
+    origins = {name: _name_in_source(name, more_layers) for name in own}
+    if lost := theirs.keys() - set(origins.values()) - {CLASSES}:
+        # Blocks with attention heed `downsample_type` and `upsample_type`, and those without do not.
+        raise UserError(
+            f"`init_from` is {config.init_from!r}, whose network has weights that have no place in this one: {min(lost)}; "
+            f"leave `attention_resolutions` as it was there."
+        )
     for name, tensor in own.items():
-        origin = _name_in_source(name, more_layers)
+        origin = origins[name]
         if name == CLASSES and name not in theirs:
             tensor.zero_()
         elif name == CLASSES and theirs[name].shape != tensor.shape:
@@ -88,6 +95,13 @@ def copy_weights(config: TrainConfig, source: DDPMHubPipeline, unet: UNet2DModel
             torch.nn.init.dirac_(tensor)
         elif name.endswith("conv_shortcut.bias"):
             tensor.zero_()
+
+
+def is_larger(unet: UNet2DModel, source: UNet2DModel) -> bool:
+    """Whether a network has more layers or attention than the one whose weights it begins with."""
+    return any(list(unet.config[name]) != list(source.config[name]) for name in OF_THE_DATA) or (
+        unet.config.layers_per_block > source.config.layers_per_block
+    )
 
 
 def other_schedule(config: TrainConfig, source: DDPMHubPipeline) -> str | None:

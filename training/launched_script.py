@@ -116,10 +116,13 @@ def join_processes(**options):
     from accelerate.utils import parse_flag_from_env
 
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), **options)
-    if (started := os.environ.get("WORLD_SIZE", "1")) not in ("1", str(state.num_processes)):
+    if (started := os.environ.get("WORLD_SIZE") or "1") != "1" and state.num_processes == 1:
+        remedy = (
+            "put ACCELERATE_USE_CPU=true before the command" if state.device.type == "cpu" else "set LOCAL_RANK, too"
+        )
         raise UserError(
-            f"WORLD_SIZE is {started}, but without a GPU each of these processes would do the whole work alone; put "
-            f"ACCELERATE_USE_CPU=true before the command, or start one process."
+            f"WORLD_SIZE is {started}, but accelerate joins no processes here, and each would do the whole work alone; "
+            f"{remedy}, or start one process without WORLD_SIZE."
         )
     wait_for_all(state)
     return state

@@ -62,7 +62,7 @@ def run(config: TrainConfig, output: Path, found: Found) -> int:
     from build_model import build_scheduler, build_unet, check_network
     from hub_push import prepare_push
     from image_data import load_images, load_validation
-    from initial_weights import copy_weights, load_initial_model, other_schedule
+    from initial_weights import copy_weights, is_larger, load_initial_model, other_schedule
     from training_loop import timed_steps
 
     from ddpm_hub import DDPMHubPipeline
@@ -86,6 +86,10 @@ def run(config: TrainConfig, output: Path, found: Found) -> int:
         copy_weights(config, initial, unet)
         if accelerator.is_main_process:
             print(f"Begins with the weights of {config.init_from}.", flush=True)
+            if (new := unet.num_parameters() - initial.unet.num_parameters()) > 0 and is_larger(unet, initial.unet):
+                print(
+                    f"The network is larger than theirs, by {new:,} parameters, which add nothing at first.", flush=True
+                )
             if (differences := other_schedule(config, initial)) is not None:
                 print(f"They were trained on another schedule, and learn this one anew: {differences}.", flush=True)
         del initial  # as large as the network

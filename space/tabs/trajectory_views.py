@@ -47,8 +47,8 @@ def moment_view(trajectory: Trajectory, number: int) -> str:
         ]
         sampler = SAMPLERS[trajectory.drawing.options["sampler"]]
         remark = note(
-            f"{sampler} does not draw from the posterior: it takes another combination of x̂₀ and xₜ.",
-            f"{sampler} 不从后验分布中采样，而是采用 x̂₀ 与 xₜ 的另一种组合。",
+            f"{sampler} does not draw from the posterior: it combines x̂₀, xₜ and what noise it adds, if any, in another way.",
+            f"{sampler} 不从后验分布中采样，而是以另一种方式组合 x̂₀、xₜ 以及所加的噪声（若有）。",
         )
     return f'<p class="moment-title">{title.html}</p><div class="moment">{"".join(terms)}</div>{remark}'
 
