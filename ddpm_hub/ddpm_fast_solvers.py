@@ -29,8 +29,8 @@ def fast_solver(scheduler: DDPMHubScheduler, name: str = "dpm++") -> SchedulerMi
     are even in λ where λ is bounded by itself.
 
     Args:
-        scheduler (`DDPMHubScheduler`): of any fixed variance, which a solver does not use. A network with a
-            learned variance needs its second half of the channels cut off first, and `variance_type` = "fixed_small".
+        scheduler (`DDPMHubScheduler`): of any fixed variance, which a solver does not use. A network with a learned variance
+            needs its second half of the channels cut off first, and `variance_type` = "fixed_small".
         name (`str`): `dpm++` (DPM-Solver++ 2M, Lu et al. 2022, arXiv:2211.01095), `sde-dpm++` (SDE-DPM-Solver++ 2M, the
             same paper: as many steps of the reverse SDE, each with noise) or `unipc` (Zhao et al. 2023, arXiv:2302.04867).
 

@@ -449,6 +449,8 @@ def test_the_model_s_own_sampling_is_told_once_and_not_repeated_in_the_snippets(
     assert "By default `dpm++` solves the equation of this process without noise; a reverse step" in card
     assert "without guidance, so that the figures below are not those of its images" in card
     assert "give its whole path" not in card
+    (folder / "model_index.json").write_text(json.dumps(index | {"sampling": sampling | {"sampler": "sde-dpm++"}}))
+    assert "By default `sde-dpm++` solves the equation of this process with noise;" in render_card(folder).content
     plain = render_card(save_run(tmp_path / "plain")).content
     assert "clipped to ±1. A reverse step draws" in plain
     assert "give its whole path" in plain

@@ -54,7 +54,7 @@ def load_initial_model(config: TrainConfig) -> DDPMHubPipeline:
     return source
 
 
-def copy_weights(config: TrainConfig, source: DDPMHubPipeline, unet: UNet2DModel) -> None:
+def copy_weights(config: TrainConfig, source: DDPMHubPipeline, unet: UNet2DModel) -> int:
     """Fills `unet` with the weights of `source`.
 
     Layers and attention that only `unet` has keep the weights that it was made with, which add nothing, so that it draws at first
@@ -67,6 +67,9 @@ def copy_weights(config: TrainConfig, source: DDPMHubPipeline, unet: UNet2DModel
         config (`TrainConfig`): `init_from`, for the message.
         source (`DDPMHubPipeline`): what [`load_initial_model`] returned.
         unet (`UNet2DModel`): as [`build_unet`] made it for the data.
+
+    Returns:
+        `int`: how many parameters belong to layers and attention that the source has not.
 
     Raises:
         UserError: if the network for the data is another one than the model's, and not a larger one, naming every difference.
@@ -81,27 +84,20 @@ def copy_weights(config: TrainConfig, source: DDPMHubPipeline, unet: UNet2DModel
             f"`init_from` is {config.init_from!r}, whose network has weights that have no place in this one: {min(lost)}; "
             f"leave `attention_resolutions` as it was there."
         )
+    new = [name for name, origin in origins.items() if origin not in theirs and name != CLASSES]
     for name, tensor in own.items():
-        origin = origins[name]
         if name == CLASSES and name not in theirs:
             tensor.zero_()
         elif name == CLASSES and theirs[name].shape != tensor.shape:
             tensor.copy_(theirs[name][-1].expand_as(tensor))
-        elif origin in theirs:
-            tensor.copy_(theirs[origin])
-        elif name.endswith(
-            "conv_shortcut.weight"
-        ):  # of a new layer, which is to hand on what the layer before it gives
+        elif origins[name] in theirs:
+            tensor.copy_(theirs[origins[name]])
+        # A new layer is to hand on what the layer before it gives.
+        elif name.endswith("conv_shortcut.weight"):
             torch.nn.init.dirac_(tensor)
         elif name.endswith("conv_shortcut.bias"):
             tensor.zero_()
-
-
-def is_larger(unet: UNet2DModel, source: UNet2DModel) -> bool:
-    """Whether a network has more layers or attention than the one whose weights it begins with."""
-    return any(list(unet.config[name]) != list(source.config[name]) for name in OF_THE_DATA) or (
-        unet.config.layers_per_block > source.config.layers_per_block
-    )
+    return sum(own[name].numel() for name in new)
 
 
 def other_schedule(config: TrainConfig, source: DDPMHubPipeline) -> str | None:

@@ -62,7 +62,7 @@ def run(config: TrainConfig, output: Path, found: Found) -> int:
     from build_model import build_scheduler, build_unet, check_network
     from hub_push import prepare_push
     from image_data import load_images, load_validation
-    from initial_weights import copy_weights, is_larger, load_initial_model, other_schedule
+    from initial_weights import copy_weights, load_initial_model, other_schedule
     from training_loop import timed_steps
 
     from ddpm_hub import DDPMHubPipeline
@@ -83,13 +83,11 @@ def run(config: TrainConfig, output: Path, found: Found) -> int:
     names = dict(enumerate(data.class_names))
     unet = build_unet(config, data)
     if initial is not None:
-        copy_weights(config, initial, unet)
+        new = copy_weights(config, initial, unet)
         if accelerator.is_main_process:
             print(f"Begins with the weights of {config.init_from}.", flush=True)
-            if (new := unet.num_parameters() - initial.unet.num_parameters()) > 0 and is_larger(unet, initial.unet):
-                print(
-                    f"The network is larger than theirs, by {new:,} parameters, which add nothing at first.", flush=True
-                )
+            if new:
+                print(f"The network has {new:,} parameters more than that one, which add nothing at first.", flush=True)
             if (differences := other_schedule(config, initial)) is not None:
                 print(f"They were trained on another schedule, and learn this one anew: {differences}.", flush=True)
         del initial  # as large as the network
